@@ -1,0 +1,3 @@
+module qmail
+
+go 1.26.0
