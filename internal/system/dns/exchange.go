@@ -1,0 +1,130 @@
+package dns
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"time"
+)
+
+// ask tries the servers in turn until one gives a usable answer.
+func (r *Resolver) ask(ctx context.Context, q question) (Answer, error) {
+	last := errServers
+	for range r.config.Attempts {
+		for _, server := range r.config.Servers {
+			a, err := r.askServer(ctx, server, q, true)
+			if rcode, ok := errors.AsType[rcodeError](err); ok && (rcode == rcodeFormat || rcode == rcodeNotImp) {
+				a, err = r.askServer(ctx, server, q, false) // it may not know EDNS
+			}
+			if err == nil {
+				a.Secure = a.Secure && r.believed(server)
+				return a, nil
+			}
+			last = err
+			if ctx.Err() != nil {
+				return Answer{}, err
+			}
+		}
+	}
+	return Answer{}, last
+}
+
+// believed reports whether the AD bit of a server counts: only if nobody can have set it on the way.
+func (r *Resolver) believed(server string) bool {
+	addr, err := netip.ParseAddrPort(server)
+	return r.config.TrustAD || err == nil && addr.Addr().Unmap().IsLoopback()
+}
+
+func (r *Resolver) askServer(ctx context.Context, server string, q question, edns bool) (Answer, error) {
+	p, err := r.overUDP(ctx, server, q, edns)
+	if err == nil && p.truncated {
+		p, err = r.overTCP(ctx, server, q, edns)
+		if err == nil && p.truncated {
+			err = errMalformed
+		}
+	}
+	return p.answer, err
+}
+
+// open dials and sends the question; both have one deadline. Each question has a random id, and a
+// socket, hence a port chosen by the kernel, of its own (RFC 5452 9.2).
+func (r *Resolver) open(ctx context.Context, network, server string, q question, edns bool) (net.Conn, uint16, error) {
+	var random [2]byte
+	if _, err := rand.Read(random[:]); err != nil {
+		return nil, 0, err
+	}
+	id := binary.BigEndian.Uint16(random[:])
+	b, err := pack(q, id, edns)
+	if err != nil {
+		return nil, 0, err
+	}
+	if network == "tcp" {
+		b = append(binary.BigEndian.AppendUint16(nil, uint16(len(b))), b...)
+	}
+	deadline := time.Now().Add(r.config.Timeout)
+	dialing, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
+	conn, err := r.dialer.DialContext(dialing, network, server)
+	if err != nil {
+		return nil, 0, err
+	}
+	if err := conn.SetDeadline(deadline); err != nil {
+		conn.Close()
+		return nil, 0, err
+	}
+	if _, err := conn.Write(b); err != nil {
+		conn.Close()
+		return nil, 0, err
+	}
+	return conn, id, nil
+}
+
+// overUDP waits for the one datagram that answers; others are overheard until the deadline.
+func (r *Resolver) overUDP(ctx context.Context, server string, q question, edns bool) (parsed, error) {
+	conn, id, err := r.open(ctx, "udp", server, q, edns)
+	if err != nil {
+		return parsed{}, err
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	b := make([]byte, 4<<10)
+	for {
+		n, err := conn.Read(b)
+		if err != nil {
+			return parsed{}, err
+		}
+		if !isAnswer(b[:n], id) {
+			continue
+		}
+		p, err := parse(b[:n], q, r.config.Now())
+		if errors.Is(err, errForeign) {
+			continue
+		}
+		return p, err
+	}
+}
+
+func (r *Resolver) overTCP(ctx context.Context, server string, q question, edns bool) (parsed, error) {
+	conn, id, err := r.open(ctx, "tcp", server, q, edns)
+	if err != nil {
+		return parsed{}, err
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	var size [2]byte
+	if _, err := io.ReadFull(conn, size[:]); err != nil {
+		return parsed{}, err
+	}
+	b := make([]byte, binary.BigEndian.Uint16(size[:]))
+	if _, err := io.ReadFull(conn, b); err != nil {
+		return parsed{}, err
+	}
+	if !isAnswer(b, id) {
+		return parsed{}, errForeign
+	}
+	return parse(b, q, r.config.Now())
+}
