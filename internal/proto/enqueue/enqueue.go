@@ -1,0 +1,58 @@
+// Package enqueue is the only door into the queue: a client for whoever has a message, a server for
+// qmail-send, and the drop file for when no qmail-send is running.
+//
+// Client and server speak frames (system/ipc). A connection carries many conversations at once, each with a
+// stream number of the client's choice:
+//
+//	client  E  envelope records (format/envelope, untrusted form); several E frames are joined
+//	        B  bytes of the message; any number
+//	        D  the message is complete: answer when it is on disk
+//	        X  throw the message away
+//	        V  one address: would you take it? No envelope, no message
+//	server  R  "K<id>", "Ztext (#x.y.z)" or "Dtext (#x.y.z)"; one for each D and V, and for a message
+//	           that is refused before its D, after which the server forgets the stream until its D or X
+//
+// K means: on disk, together with everything needed to find it again. A connection that ends before R
+// leaves the client in doubt: all recipients or none.
+package enqueue
+
+import (
+	"path/filepath"
+	"time"
+
+	"qmail/internal/format/reply"
+)
+
+// Frame kinds.
+const (
+	kindEnvelope = 'E'
+	kindBody     = 'B'
+	kindDone     = 'D'
+	kindAbort    = 'X'
+	kindVerify   = 'V'
+	kindResult   = 'R'
+)
+
+const (
+	// piece is how much of a body or envelope goes into one frame, in bytes.
+	piece = 64 << 10
+	// MaxEnvelope bounds the envelope of one message, in bytes: about a million recipients.
+	MaxEnvelope = 64 << 20
+)
+
+// SocketPath is the door's socket below a home.
+func SocketPath(home string) string { return filepath.Join(home, "queue", "enqueue") }
+
+// DropDir is where complete messages wait for a qmail-send to start.
+func DropDir(home string) string { return filepath.Join(home, "queue", "drop") }
+
+// Accepted is what the queue says of a message it has taken.
+type Accepted struct {
+	ID   uint64
+	Time time.Time // when the answer came
+}
+
+var (
+	errGone    = reply.Temporary("4.3.0", "unable to reach the queue", nil)
+	errTimeout = reply.Temporary("4.3.0", "the queue takes too long", nil)
+)
