@@ -1,0 +1,164 @@
+package jobs
+
+import (
+	"fmt"
+	"os"
+	"sync"
+
+	"qmail/internal/format/text0"
+	"qmail/internal/system/ipc"
+)
+
+// Client is qmail-send's side: it gives out jobs and hears what became of them.
+type Client struct {
+	conn *ipc.Conn
+
+	mu      sync.Mutex
+	running map[uint32]running
+}
+
+// running is what a client remembers of a job, to check what the worker says of it.
+type running struct {
+	recipients int
+	reported   [(MaxRecipients + 63) / 64]uint64
+}
+
+// Events is how a Client tells what it hears. The calls come from one goroutine, in the worker's order.
+type Events interface {
+	// Results reports recipients of a job; over means that the job has ended. Each recipient of a job is
+	// reported at most once, and nothing is reported of a job that is over.
+	Results(job uint32, results []Result, over bool)
+	// Gone says that the connection has ended, with the numbers of the jobs that were running. It is the
+	// last event.
+	Gone(jobs []uint32, err error)
+}
+
+// NewClient takes over conn, says hello and starts listening.
+func NewClient(conn *ipc.Conn, hello Hello, events Events) (*Client, error) {
+	if !text0.Clean(hello.DefaultDelivery) {
+		return nil, fmt.Errorf("jobs: NUL in the default delivery")
+	}
+	c := &Client{conn: conn, running: map[uint32]running{}}
+	if err := conn.Send(kindHello, 0, hello.append(nil)); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	go c.read(events)
+	return c, nil
+}
+
+// Close ends the connection; Gone follows.
+func (c *Client) Close() error { return c.conn.Close() }
+
+// Load sends a body that is at hand under a number, which must not be in use and not 0.
+func (c *Client) Load(body uint32, parts ...[]byte) error {
+	if len(parts) == 0 {
+		parts = [][]byte{nil}
+	}
+	for _, p := range parts {
+		for first := true; first || len(p) > 0; first = false {
+			n := min(len(p), piece)
+			if err := c.conn.Send(kindBody, body, p[:n]); err != nil {
+				return err
+			}
+			p = p[n:]
+		}
+	}
+	return nil
+}
+
+// LoadFile sends a body that lies in a file; f stays the caller's.
+func (c *Client) LoadFile(body uint32, f *os.File, offset, length int64) error {
+	records := text0.AppendInt(nil, 'o', offset)
+	return c.conn.SendFile(kindFile, body, f, text0.AppendInt(records, 'l', length))
+}
+
+// Forget lets the worker drop a body. Jobs that run keep it until they are over.
+func (c *Client) Forget(body uint32) error { return c.conn.Send(kindForget, body) }
+
+// Start gives out a job under a number that no running job has.
+func (c *Client) Start(number uint32, j *Job) error {
+	if err := j.check(); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	if _, used := c.running[number]; used {
+		c.mu.Unlock()
+		return fmt.Errorf("jobs: number %d is in use", number)
+	}
+	c.running[number] = running{recipients: len(j.Recipients)}
+	c.mu.Unlock()
+	var space [512]byte
+	err := c.conn.Send(kindJob, number, j.append(space[:0]))
+	if err != nil {
+		c.mu.Lock()
+		delete(c.running, number)
+		c.mu.Unlock()
+	}
+	return err
+}
+
+func (c *Client) read(events Events) {
+	for {
+		f, err := c.conn.Read()
+		if err == nil {
+			err = c.frame(f, events)
+		}
+		if err != nil {
+			c.conn.Close()
+			c.mu.Lock()
+			var jobs []uint32
+			for number := range c.running {
+				jobs = append(jobs, number)
+			}
+			c.running = map[uint32]running{}
+			c.mu.Unlock()
+			events.Gone(jobs, err)
+			return
+		}
+	}
+}
+
+// frame believes nothing: a report of a job never given, of a recipient it does not have or for the second
+// time ends the connection.
+func (c *Client) frame(f ipc.Frame, events Events) error {
+	if f.File != nil {
+		f.File.Close()
+		return errPeer
+	}
+	if f.Kind != kindResults && f.Kind != kindEnd {
+		return errPeer
+	}
+	results, err := parseResults(f.Payload)
+	if err != nil {
+		return err
+	}
+	over := f.Kind == kindEnd
+	if err := c.account(f.Stream, results, over); err != nil {
+		return err
+	}
+	events.Results(f.Stream, results, over)
+	return nil
+}
+
+func (c *Client) account(number uint32, results []Result, over bool) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	job, ok := c.running[number]
+	if !ok {
+		return errPeer
+	}
+	for _, r := range results {
+		word, bit := r.Recipient/64, uint64(1)<<(r.Recipient%64)
+		if r.Recipient >= job.recipients || job.reported[word]&bit != 0 {
+			return errPeer
+		}
+		job.reported[word] |= bit
+	}
+	if over {
+		delete(c.running, number)
+	} else {
+		c.running[number] = job
+	}
+	return nil
+}
