@@ -1,0 +1,281 @@
+// Package maildir delivers messages into maildirs, maildir(5).
+//
+// A delivery makes a file without a name, writes it, syncs it, links it into new/ and syncs new/; only then
+// it has happened. A crash at any point leaves no file in new/ that is not whole. Where the file system has no
+// unnamed files the same is done by way of a name in tmp/. Deliveries into one maildir that wait together
+// share the sync of new/; their own syncs meet in the file system's journal.
+//
+// All errors are temporary, and none creates a maildir.
+package maildir
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"path"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"qmail/internal/format/reply"
+	"qmail/internal/system/disk"
+)
+
+// Disk is one maildir.
+type Disk interface {
+	disk.FS
+	Close() error
+}
+
+// Config is what a Deliverer needs of the world.
+type Config struct {
+	Open   func(path string) (Disk, error) // opens a maildir
+	Now    func() time.Time
+	Random func() uint64
+	Host   string // this machine's name, for the names of files
+	PID    int
+}
+
+// Deliverer delivers messages; any number of goroutines may use it.
+type Deliverer struct {
+	config Config
+	host   string
+	count  atomic.Uint64
+
+	mu   sync.Mutex
+	open map[string]*shared
+}
+
+// New makes a Deliverer.
+func New(c Config) *Deliverer {
+	return &Deliverer{config: c, host: escape(c.Host), open: map[string]*shared{}}
+}
+
+// escape makes a host name fit into a file name, which ends at a colon and has no slash.
+func escape(host string) string {
+	const longest = 64
+	host = strings.NewReplacer("/", `\057`, ":", `\072`, "\x00", "").Replace(host)
+	if host == "" {
+		host = "localhost"
+	}
+	return host[:min(len(host), longest)]
+}
+
+// Message is what shall be in the file: Head, then Body, or where Body is nil what Reader gives, which must
+// be Size bytes.
+type Message struct {
+	Head   []byte
+	Body   []byte
+	Reader io.Reader
+	Size   int64
+}
+
+var (
+	errOpen = reply.Temporary("4.2.1", "Unable to chdir to maildir.", nil)
+	errRead = reply.Temporary("4.3.0", "Unable to read message.", nil)
+	errTime = reply.Temporary("4.3.0", "Timeout on maildir delivery.", nil)
+	errDisk = reply.Temporary("4.3.0", "Temporary error on maildir delivery.", nil)
+)
+
+// because is a refusal with its cause.
+func because(e *reply.Error, err error) *reply.Error {
+	with := *e
+	with.Err = err
+	return &with
+}
+
+// Deliver puts m into the maildir at path; nil means that it is there to stay. An error is a *reply.Error,
+// and the message is not there. After ctx has ended nothing new is begun.
+func (d *Deliverer) Deliver(ctx context.Context, path string, m Message) error {
+	if ctx.Err() != nil {
+		return because(errTime, context.Cause(ctx))
+	}
+	s, err := d.acquire(path)
+	if err != nil {
+		return err
+	}
+	defer d.release(s)
+	f, err := s.disk.Temp("tmp", 0o600)
+	if err != nil {
+		return because(errDisk, err)
+	}
+	defer f.Close() // without a name the file goes with it; after the sync an error here says nothing
+	if err := write(ctx, f, m); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return because(errDisk, err)
+	}
+	if ctx.Err() != nil {
+		return because(errTime, context.Cause(ctx))
+	}
+	name, err := d.link(s.disk, f)
+	if err != nil {
+		return because(errDisk, err)
+	}
+	if err := s.sync(func() error { return s.disk.SyncDir("new") }); err != nil {
+		_ = s.disk.Remove(name) // it will come again; if it stays too, twice is better than never
+		return because(errDisk, err)
+	}
+	return nil
+}
+
+const piece = 64 << 10
+
+var pieces = sync.Pool{New: func() any { b := make([]byte, piece); return &b }}
+
+func write(ctx context.Context, f disk.File, m Message) error {
+	if m.Body != nil || m.Reader == nil {
+		_, err := f.WriteVec([][]byte{m.Head, m.Body}, 0)
+		if err != nil {
+			return because(errDisk, err)
+		}
+		return nil
+	}
+	at, err := f.WriteVec([][]byte{m.Head}, 0)
+	if err != nil {
+		return because(errDisk, err)
+	}
+	space := pieces.Get().(*[]byte)
+	defer pieces.Put(space)
+	for left := m.Size; left > 0; {
+		if ctx.Err() != nil {
+			return because(errTime, context.Cause(ctx))
+		}
+		n, err := io.ReadFull(m.Reader, (*space)[:min(left, piece)])
+		if err != nil {
+			return because(errRead, err)
+		}
+		if _, err := f.WriteVec([][]byte{(*space)[:n]}, at); err != nil {
+			return because(errDisk, err)
+		}
+		at += int64(n)
+		left -= int64(n)
+	}
+	return nil
+}
+
+// link gives f a name in new/ that nobody has.
+func (d *Deliverer) link(where disk.FS, f disk.File) (name string, err error) {
+	for range 3 {
+		name = path.Join("new", d.unique())
+		if err = where.Link(f, name); !errors.Is(err, fs.ErrExist) {
+			break
+		}
+	}
+	return name, err
+}
+
+// unique makes a name as maildir(5) wants it: seconds, then microseconds (M), process (P), number of the
+// delivery in this process (Q) and something random (R), then the host.
+func (d *Deliverer) unique() string {
+	now := d.config.Now()
+	b := make([]byte, 0, 96)
+	b = strconv.AppendInt(b, now.Unix(), 10)
+	b = append(b, ".M"...)
+	b = strconv.AppendInt(b, int64(now.Nanosecond()/1000), 10)
+	b = append(b, 'P')
+	b = strconv.AppendInt(b, int64(d.config.PID), 10)
+	b = append(b, 'Q')
+	b = strconv.AppendUint(b, d.count.Add(1), 10)
+	b = append(b, 'R')
+	b = strconv.AppendUint(b, d.config.Random(), 16)
+	b = append(b, '.')
+	return string(append(b, d.host...))
+}
+
+// shared is an open maildir and what its deliveries have in common.
+type shared struct {
+	path   string
+	disk   Disk
+	opened time.Time
+	uses   int // guarded by Deliverer.mu
+	group
+}
+
+// fresh is how long an open maildir takes new deliveries, so that one that was moved away does not keep them.
+const fresh = time.Second
+
+// acquire opens a maildir, or joins the deliveries that have just opened it.
+func (d *Deliverer) acquire(path string) (*shared, error) {
+	now := d.config.Now()
+	d.mu.Lock()
+	s := d.open[path]
+	if s != nil && now.Sub(s.opened).Abs() < fresh {
+		s.uses++
+		d.mu.Unlock()
+		return s, nil
+	}
+	d.mu.Unlock()
+	opened, err := d.config.Open(path)
+	if err != nil {
+		return nil, refusal(err)
+	}
+	s = &shared{path: path, disk: opened, opened: now, uses: 1}
+	d.mu.Lock()
+	d.open[path] = s // one that was there goes on with the deliveries it has
+	d.mu.Unlock()
+	return s, nil
+}
+
+func (d *Deliverer) release(s *shared) {
+	d.mu.Lock()
+	s.uses--
+	last := s.uses == 0
+	if last && d.open[s.path] == s {
+		delete(d.open, s.path)
+	}
+	d.mu.Unlock()
+	if last {
+		s.disk.Close()
+	}
+}
+
+// refusal tells a maildir that cannot be entered from trouble that has nothing to do with it.
+func refusal(err error) error {
+	for _, cause := range []error{fs.ErrNotExist, fs.ErrPermission, syscall.ENOTDIR, syscall.ELOOP, syscall.ENAMETOOLONG} {
+		if errors.Is(err, cause) {
+			return because(errOpen, err)
+		}
+	}
+	return because(errDisk, err)
+}
+
+// group lets those who need the same sync share it.
+type group struct {
+	turn sync.Mutex // held while a sync runs
+	mu   sync.Mutex
+	next *round
+}
+
+// round is one sync that has not begun, or its result.
+type round struct {
+	done chan struct{}
+	err  error
+}
+
+// sync returns the result of a call of do that began after sync was called.
+func (g *group) sync(do func() error) error {
+	g.mu.Lock()
+	r := g.next
+	if r != nil {
+		g.mu.Unlock()
+		<-r.done
+		return r.err
+	}
+	r = &round{done: make(chan struct{})}
+	g.next = r
+	g.mu.Unlock()
+	g.turn.Lock()
+	g.mu.Lock()
+	g.next = nil // who comes from now on is too late for this one
+	g.mu.Unlock()
+	r.err = do()
+	g.turn.Unlock()
+	close(r.done)
+	return r.err
+}
