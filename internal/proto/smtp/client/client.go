@@ -1,0 +1,206 @@
+// Package client is the sending half of SMTP (RFC 5321): a connection in, one message after another out, and
+// for each the verdicts in the words of qmail-remote.
+//
+// EHLO, else HELO; PIPELINING (RFC 2920), SIZE (RFC 1870), 8BITMIME (RFC 6152) and SMTPUTF8 (RFC 6531) are
+// used where the server offers them. 8-bit text goes as it is to a server without 8BITMIME, as qmail always
+// did; an address or a header that needs SMTPUTF8 does not go to a server without it. What stands on the wire
+// cannot smuggle: every CR and LF in a body is part of a CRLF, a dot after each of them is doubled, and
+// addresses with control bytes are refused before anything is sent.
+//
+// The server is not trusted: replies are bounded in bytes and time, the first line's code counts, a code that
+// RFC 5321 does not know means later, and bytes that come out of turn end the connection.
+package client
+
+import (
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+)
+
+// The waits of RFC 5321 4.5.3.2; Options.Timeout caps each.
+const (
+	waitGreeting = 5 * time.Minute
+	waitCommand  = 5 * time.Minute // EHLO, MAIL, RCPT, RSET
+	waitData     = 2 * time.Minute
+	waitBlock    = 3 * time.Minute // to write one block of at most blockSize bytes
+	waitFinal    = 10 * time.Minute
+	// waitSession bounds one transaction up to DATA, however many commands it has.
+	waitSession = 30 * time.Minute
+)
+
+const (
+	// blockSize is how much of a body is encoded at once.
+	blockSize = 32 << 10
+	// groupSize is how many bytes of commands are sent before replies are read: what fits into anybody's
+	// socket buffers, so that both sides cannot wait for each other (RFC 2920 3.1).
+	groupSize = 4 << 10
+)
+
+// Options are the same for all connections.
+type Options struct {
+	Hello   string        // the name we go by
+	Timeout time.Duration // caps every wait; control/timeoutremote
+}
+
+// Conn is one connection to one server. It is for one goroutine at a time.
+type Conn struct {
+	conn    net.Conn
+	addr    string // of the server, for reports
+	options Options
+	in      reader
+	out     []byte // commands
+
+	pipelining, size, eightBit, utf8 bool
+	limit                            int64 // of SIZE; 0 means none
+
+	reset bool // RSET must come before the next MAIL
+	dead  bool // of no further use
+	gone  bool // the server has closed, or a QUIT would be out of place
+}
+
+// New takes a connected socket; it belongs to the Conn.
+func New(conn net.Conn, o Options) *Conn {
+	c := &Conn{conn: conn, options: o, addr: hostOf(conn)}
+	c.in.conn = conn
+	return c
+}
+
+// hostOf is the peer's address as reports show it.
+func hostOf(conn net.Conn) string {
+	if a, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
+		return a.AddrPort().Addr().Unmap().String()
+	}
+	if a, err := netip.ParseAddrPort(conn.RemoteAddr().String()); err == nil {
+		return a.Addr().Unmap().String()
+	}
+	return conn.RemoteAddr().String()
+}
+
+// Usable reports whether another message may be sent.
+func (c *Conn) Usable() bool { return !c.dead && c.in.empty() }
+
+// Quit ends the connection; the server's answer is not awaited.
+func (c *Conn) Quit() {
+	if !c.gone && c.in.err == nil {
+		if c.conn.SetWriteDeadline(time.Now().Add(min(time.Second, c.cap(waitCommand)))) == nil {
+			c.conn.Write([]byte("QUIT\r\n"))
+		}
+	}
+	c.Close()
+}
+
+// Close drops the connection.
+func (c *Conn) Close() {
+	c.dead, c.gone = true, true
+	c.conn.Close()
+}
+
+func (c *Conn) cap(d time.Duration) time.Duration {
+	if c.options.Timeout > 0 && c.options.Timeout < d {
+		return c.options.Timeout
+	}
+	return d
+}
+
+// Hello reads the greeting and introduces us. A Report with a letter other than 0 is a refusal.
+func (c *Conn) Hello() Report {
+	code, err := c.read(waitGreeting, nil)
+	if err != nil {
+		return c.died("")
+	}
+	if code != 220 {
+		return c.refused('Z', "Connected to "+c.addr+" but greeting failed.\n")
+	}
+	code, err = c.command("EHLO "+c.options.Hello, c.offer)
+	if err != nil {
+		return c.died("")
+	}
+	if code == 250 {
+		return Report{}
+	}
+	c.pipelining, c.size, c.eightBit, c.utf8, c.limit = false, false, false, false, 0
+	if code == 421 {
+		return c.refused('Z', "Connected to "+c.addr+" but my name was rejected.\n")
+	}
+	code, err = c.command("HELO "+c.options.Hello, nil)
+	if err != nil {
+		return c.died("")
+	}
+	if code != 250 {
+		return c.refused('Z', "Connected to "+c.addr+" but my name was rejected.\n")
+	}
+	return Report{}
+}
+
+// refused is the report of a connection that ends because of what the server said last.
+func (c *Conn) refused(letter byte, text string) Report {
+	c.dead = true
+	return Report{letter, text + c.remoteSaid()}
+}
+
+// offer takes one line of the EHLO reply.
+func (c *Conn) offer(line []byte) {
+	word, arg, _ := strings.Cut(string(line), " ")
+	switch strings.ToUpper(word) {
+	case "PIPELINING":
+		c.pipelining = true
+	case "8BITMIME":
+		c.eightBit = true
+	case "SMTPUTF8":
+		c.utf8 = true
+	case "SIZE":
+		c.size, c.limit = true, parseSize(arg)
+	}
+}
+
+// parseSize reads the limit of RFC 1870; what is not a number of 63 bits is no limit.
+func parseSize(arg string) int64 {
+	var n int64
+	for i := 0; i < len(arg); i++ {
+		d := int64(arg[i]) - '0'
+		if d < 0 || d > 9 || n > (1<<63-1-d)/10 {
+			return 0
+		}
+		n = n*10 + d
+	}
+	return n
+}
+
+// command sends one line and reads its reply.
+func (c *Conn) command(line string, each func(line []byte)) (int, error) {
+	c.out = append(append(c.out[:0], line...), '\r', '\n')
+	if err := c.write(c.out, waitCommand); err != nil {
+		return 0, err
+	}
+	return c.read(waitCommand, each)
+}
+
+// read reads one reply within d.
+func (c *Conn) read(d time.Duration, each func(line []byte)) (int, error) {
+	code, err := c.in.reply(time.Now().Add(c.cap(d)), each)
+	if err != nil || code == 421 {
+		c.dead, c.gone = true, true
+	}
+	return code, err
+}
+
+// write writes all of b within d. Bytes that the server sent before it was asked end the connection.
+func (c *Conn) write(b []byte, d time.Duration) error {
+	if !c.in.empty() {
+		c.dead = true
+		return errTurn
+	}
+	if err := c.conn.SetWriteDeadline(time.Now().Add(c.cap(d))); err != nil {
+		return err
+	}
+	if _, err := c.conn.Write(b); err != nil {
+		c.dead = true
+		return err
+	}
+	return nil
+}
+
+// blocks are the buffers that bodies are encoded into; a connection has one only while it sends.
+var blocks = sync.Pool{New: func() any { b := make([]byte, 0, 2*blockSize+16); return &b }}
