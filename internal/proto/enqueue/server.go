@@ -264,7 +264,7 @@ func (s *server) answer(stream uint32, size int, report string) {
 	s.pendingBytes -= size
 	s.room.Signal()
 	s.mu.Unlock()
-	s.conn.Send(kindResult, stream, []byte(report)) // a failure ends the reading side, which cleans up
+	s.conn.Post(kindResult, stream, []byte(report)) // a failure ends the reading side, which cleans up
 }
 
 // refuse answers at once; the rest of the message is read and dropped.

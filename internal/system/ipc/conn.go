@@ -40,6 +40,7 @@ var (
 	ErrClosed = errors.New("ipc: connection closed")
 	// ErrFrame is a frame that breaks the rules of this package.
 	ErrFrame = errors.New("ipc: malformed frame")
+	errSlow  = errors.New("ipc: the peer does not read")
 )
 
 // Stream is what frames travel over: a Unix stream socket, or its stand-in in one process.
@@ -152,6 +153,32 @@ func (c *Conn) SendFile(kind byte, stream uint32, f *os.File, parts ...[]byte) e
 	}
 	c.room.Broadcast()
 	return c.flush()
+}
+
+// Post is Send for callers that must not wait: the frame is written by a goroutine of its own, together with
+// what else has come by then. A peer that lets too much pile up loses the connection.
+func (c *Conn) Post(kind byte, stream uint32, parts ...[]byte) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err == nil && len(c.pending) > maxPending {
+		c.fail(errSlow)
+	}
+	if c.err != nil {
+		return c.err
+	}
+	if err := c.append(kind, stream, 0, parts); err != nil {
+		return err
+	}
+	if !c.writing {
+		c.writing = true
+		go func() {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.writing = false
+			c.flush()
+		}()
+	}
+	return nil
 }
 
 // waitRoom waits until the peer has read enough of what is pending.

@@ -172,6 +172,41 @@ func TestALyingPeerIsDropped(t *testing.T) {
 	}
 }
 
+func TestPostNeverWaits(t *testing.T) {
+	a, b := pair(t)
+	posted := 0
+	for a.Post('x', uint32(posted), make([]byte, 1000)) == nil {
+		posted++
+		if posted > 3*maxPending/1000 {
+			t.Fatal("a peer that reads nothing was given all that")
+		}
+	}
+	if posted < maxPending/1100 {
+		t.Errorf("lost after %d frames", posted)
+	}
+	if _, err := b.Read(); err != nil {
+		t.Errorf("what was written before is lost: %v", err)
+	}
+}
+
+func TestPostKeepsOrder(t *testing.T) {
+	a, b := pair(t)
+	go func() {
+		for i := range uint32(2000) {
+			if i%3 == 0 {
+				a.Send('x', i)
+			} else {
+				a.Post('x', i)
+			}
+		}
+	}()
+	for i := range uint32(2000) {
+		if f, err := b.Read(); err != nil || f.Stream != i {
+			t.Fatalf("%d: %+v %v", i, f, err)
+		}
+	}
+}
+
 func TestSendAfterPeerIsGone(t *testing.T) {
 	a, b := pair(t)
 	b.Close()
