@@ -1,0 +1,156 @@
+package server
+
+import (
+	"math"
+	"strconv"
+	"strings"
+
+	"qmail/internal/format/address"
+)
+
+// mailFrom is MAIL FROM:<reverse-path> and its parameters (RFC 1870, 6152, 6531).
+func (s *Session) mailFrom(dst, arg []byte) ([]byte, Next) {
+	s.config = s.settings()
+	text, ok := cutWord(arg, "from:")
+	if !ok {
+		return append(dst, "501 5.5.4 syntax: MAIL FROM:<address> (#5.5.4)\r\n"...), More
+	}
+	path, rest, err := address.CutPath(text)
+	if err != nil {
+		return append(dst, "501 5.1.7 that is no address in angle brackets (#5.1.7)\r\n"...), More
+	}
+	p, bad := parameters(rest)
+	switch {
+	case bad != "":
+		return append(dst, bad...), More
+	case path.UTF8 && !p.utf8:
+		return append(dst, "553 5.6.7 that address needs SMTPUTF8 (#5.6.7)\r\n"...), More
+	case s.config.Databytes > 0 && p.size > s.config.Databytes:
+		return appendError(dst, errSize), More
+	}
+	sender, err := s.config.Policy.Sender(s.peer, path)
+	if err != nil {
+		return appendError(dst, err), More
+	}
+	s.reset()
+	s.at = mail
+	s.tx.utf8 = p.utf8
+	s.tx.envelope.Sender = sender
+	s.tx.envelope.Options = p.options()
+	return append(dst, "250 2.1.0 ok\r\n"...), More
+}
+
+// rcptTo is RCPT TO:<forward-path>. No parameter is known: DSN is not offered.
+func (s *Session) rcptTo(dst, arg []byte) ([]byte, Next) {
+	if s.config.MaxRecipients > 0 && len(s.tx.envelope.Recipients) >= s.config.MaxRecipients {
+		s.tx.over++
+		return append(dst, "452 4.5.3 too many recipients, send me the others in another message (#4.5.3)\r\n"...), More
+	}
+	text, ok := cutWord(arg, "to:")
+	if !ok {
+		return append(dst, "501 5.5.4 syntax: RCPT TO:<address> (#5.5.4)\r\n"...), More
+	}
+	path, rest, err := address.CutPath(text)
+	switch {
+	case err != nil || path.Address == "":
+		return append(dst, "501 5.1.3 that is no address in angle brackets (#5.1.3)\r\n"...), More
+	case strings.TrimLeft(rest, " ") != "":
+		return append(dst, unknownParameter...), More
+	case path.UTF8 && !s.tx.utf8:
+		return append(dst, "553 5.6.7 that address needs SMTPUTF8 (#5.6.7)\r\n"...), More
+	}
+	recipient, err := s.config.Policy.Recipient(s.peer, s.tx.envelope.Sender, path)
+	if err != nil {
+		return appendError(dst, err), More
+	}
+	s.tx.asked = recipient
+	return dst, Verify
+}
+
+// Asked is the recipient that Verify is about.
+func (s *Session) Asked() string { return s.tx.asked }
+
+// Verified continues after Verify: err nil means that the queue would take Asked.
+func (s *Session) Verified(dst []byte, err error) ([]byte, Next) {
+	if err != nil {
+		return s.judge(appendError(dst, err), len(dst), More)
+	}
+	s.at = rcpt
+	s.tx.envelope.Recipients = append(s.tx.envelope.Recipients, s.tx.asked)
+	return append(dst, "250 2.1.5 ok\r\n"...), More
+}
+
+const (
+	unknownParameter = "555 5.5.4 unknown parameter (#5.5.4)\r\n"
+	badParameter     = "501 5.5.4 bad parameter (#5.5.4)\r\n"
+)
+
+// esmtp is what the parameters of MAIL say.
+type esmtp struct {
+	size             int64
+	sized, body8     bool
+	bodied, utf8, ok bool
+}
+
+// parameters reads " KEY=VALUE KEY ..." (RFC 5321 4.1.2); bad is the refusal.
+func parameters(s string) (p esmtp, bad string) {
+	for s != "" {
+		var word string
+		word, s, _ = strings.Cut(s, " ")
+		if word == "" {
+			continue
+		}
+		key, value, valued := strings.Cut(word, "=")
+		switch {
+		case address.EqualFold(key, "SIZE"):
+			if p.size, p.ok = size(value); p.sized || !p.ok {
+				return p, badParameter
+			}
+			p.sized = true
+		case address.EqualFold(key, "BODY"):
+			p.body8 = address.EqualFold(value, "8BITMIME")
+			if p.bodied || !p.body8 && !address.EqualFold(value, "7BIT") {
+				return p, badParameter
+			}
+			p.bodied = true
+		case address.EqualFold(key, "SMTPUTF8"):
+			if p.utf8 || valued {
+				return p, badParameter
+			}
+			p.utf8 = true
+		default:
+			return p, unknownParameter
+		}
+	}
+	return p, ""
+}
+
+// size reads SIZE's value, 1 to 20 digits (RFC 1870 3); one too large for us is merely very large.
+func size(s string) (int64, bool) {
+	if s == "" || len(s) > 20 {
+		return 0, false
+	}
+	for i := 0; i < len(s); i++ {
+		if s[i] < '0' || s[i] > '9' {
+			return 0, false
+		}
+	}
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil {
+		return math.MaxInt64, true
+	}
+	return n, true
+}
+
+// options is what the queue has to remember of p.
+func (p esmtp) options() []string {
+	switch {
+	case p.body8 && p.utf8:
+		return []string{"BODY=8BITMIME", "SMTPUTF8"}
+	case p.body8:
+		return []string{"BODY=8BITMIME"}
+	case p.utf8:
+		return []string{"SMTPUTF8"}
+	}
+	return nil
+}
