@@ -1,0 +1,210 @@
+package super
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"syscall"
+
+	"qmail/internal/system/env"
+	"qmail/internal/system/ipc"
+)
+
+// identity is whom a role runs as.
+type identity struct{ uid, gid uint32 }
+
+// identities finds the users of the table; it returns nil if we are not root and cannot become anybody.
+func identities(table []process) (map[string]identity, error) {
+	if os.Geteuid() != 0 {
+		return nil, nil
+	}
+	ids := map[string]identity{}
+	for _, p := range table {
+		u, err := user.Lookup(p.user)
+		if err != nil {
+			return nil, fmt.Errorf("qmail-%s has to run as %s: %w (as root, qmail init makes the users)", p.name, p.user, err)
+		}
+		gid := u.Gid
+		if p.group != "" {
+			g, err := user.LookupGroup(p.group)
+			if err != nil {
+				return nil, fmt.Errorf("qmail-%s has to run in group %s: %w (as root, qmail init makes the groups)", p.name, p.group, err)
+			}
+			gid = g.Gid
+		}
+		var id identity
+		if id.uid, err = number(u.Uid); err == nil {
+			id.gid, err = number(gid)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", p.user, err)
+		}
+		if id.uid == 0 && p.user != "root" {
+			return nil, fmt.Errorf("%s is another name of root", p.user)
+		}
+		ids[p.name] = id
+	}
+	return ids, nil
+}
+
+func number(s string) (uint32, error) {
+	n, err := strconv.ParseUint(s, 10, 32)
+	return uint32(n), err
+}
+
+// executor starts roles by executing this very program again under the role's name.
+type executor struct {
+	null, log *os.File
+	vars      []string
+	ids       map[string]identity
+}
+
+func newExecutor(e *env.Env, ids map[string]identity) (*executor, error) {
+	log, ok := e.Stderr.(*os.File)
+	if !ok {
+		return nil, errors.New("standard error is not a file")
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	x := &executor{null: null, log: log, ids: ids, vars: []string{
+		"QMAILHOME=" + e.Home,
+		"QMAILCONTROL=" + strconv.Itoa(env.ControlFD),
+		"PATH=" + filepath.Dir(self) + ":/usr/local/bin:/usr/bin:/bin",
+	}}
+	if v, ok := e.Lookup("QMAILPROFILE"); ok {
+		x.vars = append(x.vars, "QMAILPROFILE="+v)
+	}
+	return x, nil
+}
+
+func (x *executor) close() { x.null.Close() }
+
+// start is a starter.
+func (x *executor) start(p process, ready func(), gone func(exit)) (child, error) {
+	ours, theirs, err := ipc.Pair()
+	if err != nil {
+		return nil, err
+	}
+	defer theirs.Close()
+	conn, err := ipc.FromFile(ours)
+	if err != nil {
+		return nil, err
+	}
+	// In a session of its own a role does not hear the terminal's ^C, so that we can stop all in order.
+	attr := &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
+	if x.ids != nil {
+		id := x.ids[p.name]
+		attr.Credential = &syscall.Credential{Uid: id.uid, Gid: id.gid} // and no other groups
+	}
+	proc, err := os.StartProcess("/proc/self/exe", []string{"qmail-" + p.name}, &os.ProcAttr{
+		Dir: "/", Env: x.vars, Sys: attr,
+		Files: []*os.File{x.null, x.log, x.log, theirs}, // theirs is env.ControlFD
+	})
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	c := &roleProcess{proc: proc, conn: conn, orders: make(chan order, maxOrders)}
+	go c.write()
+	go c.listen(ready)
+	go c.wait(gone)
+	return c, nil
+}
+
+// maxOrders bounds the orders that a role has not taken yet. One that lets them pile up is out of order.
+const maxOrders = 64
+
+type order struct {
+	kind env.Kind
+	name string
+	file *os.File
+}
+
+// roleProcess is a role in a process of its own.
+type roleProcess struct {
+	proc *os.Process
+	conn *ipc.Conn
+
+	mu     sync.Mutex
+	orders chan order // nil once the process is gone
+}
+
+func (c *roleProcess) pid() int { return c.proc.Pid }
+
+func (c *roleProcess) kill() { _ = c.proc.Kill() } // the one error is that it is gone already
+
+func (c *roleProcess) order(kind env.Kind, name string, f *os.File) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.orders == nil {
+		closeFile(f)
+		return
+	}
+	select {
+	case c.orders <- order{kind, name, f}:
+	default:
+		closeFile(f)
+		c.kill()
+	}
+}
+
+func closeFile(f *os.File) {
+	if f != nil {
+		f.Close()
+	}
+}
+
+// write sends the orders as the role takes them. A role that cannot get one is of no use.
+func (c *roleProcess) write() {
+	for o := range c.orders {
+		var err error
+		if o.file != nil {
+			err = c.conn.SendFile(byte(o.kind), 0, o.file, []byte(o.name))
+		} else {
+			err = c.conn.Send(byte(o.kind), 0, []byte(o.name))
+		}
+		closeFile(o.file)
+		if err != nil {
+			c.kill()
+		}
+	}
+}
+
+// listen waits for the one frame that a role has to say. Nothing after it is read, so that nothing can keep us
+// busy.
+func (c *roleProcess) listen(ready func()) {
+	f, err := c.conn.Read()
+	if err != nil {
+		return // it is gone, or will be found so by write
+	}
+	closeFile(f.File)
+	if f.Kind != 'R' {
+		c.kill()
+		return
+	}
+	ready()
+}
+
+func (c *roleProcess) wait(gone func(exit)) {
+	state, err := c.proc.Wait()
+	c.conn.Close() // ends listen and write
+	c.mu.Lock()
+	close(c.orders)
+	c.orders = nil
+	c.mu.Unlock()
+	if err != nil {
+		gone(exit{-1, err.Error()})
+		return
+	}
+	gone(exit{state.ExitCode(), state.String()})
+}

@@ -1,0 +1,27 @@
+package super
+
+// process is one line of the process table. The program is qmail-name.
+type process struct {
+	name string
+	// user is whom it runs as in privileged mode; group is the user's own unless named.
+	user, group string
+	// links are the roles it talks to over a socket pair. Each pair is named at one of its ends only.
+	links []string
+	// services are the kinds of sockets in control/listen that it serves.
+	services []string
+	// door says that it gets the listening socket queue/enqueue, under the name "enqueue".
+	door bool
+	// stop is its turn when all are stopped, from 0: who accepts mail goes first, who delivers it last.
+	stop int
+}
+
+// table is the process table, in the order of starting.
+var table = []process{
+	{name: "send", user: "qmails", door: true, stop: 1},
+	{name: "lspawn", user: "root", group: "qmail", links: []string{"send"}, stop: 2},
+	{name: "rspawn", user: "qmailr", links: []string{"send"}, stop: 2},
+	{name: "smtpd", user: "qmaild", links: []string{"send"}, services: []string{"smtp"}, stop: 0},
+}
+
+// stops is the number of turns.
+const stops = 3
