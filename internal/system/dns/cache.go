@@ -44,6 +44,12 @@ func (c *cache) put(q question, a Answer, now time.Time) {
 	c.bytes += size
 }
 
+func (c *cache) clear() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.m, c.bytes = nil, 0
+}
+
 func (c *cache) remove(q question) {
 	if a, ok := c.m[q]; ok {
 		c.bytes -= cost(q, a)

@@ -12,7 +12,9 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -86,7 +88,8 @@ const (
 
 // Resolver asks and remembers. It is safe for concurrent use.
 type Resolver struct {
-	config Config
+	config atomic.Pointer[Config]
+	now    func() time.Time
 	dialer net.Dialer
 	cache  cache
 
@@ -114,6 +117,19 @@ type flight struct {
 
 // New makes a resolver. Close ends it.
 func New(c Config) *Resolver {
+	r := &Resolver{now: c.Now, flights: map[question]*flight{}, room: make(chan struct{}, maxFlights)}
+	if r.now == nil {
+		r.now = time.Now
+	}
+	r.dialer.SetMultipathTCP(false)
+	r.ctx, r.cancel = context.WithCancel(context.Background())
+	r.Configure(c)
+	return r
+}
+
+// Configure changes whom the questions to come are put to; the clock stays. Other servers may know other
+// things, so what was remembered is forgotten.
+func (r *Resolver) Configure(c Config) {
 	if c.Timeout <= 0 {
 		c.Timeout = defaultTimeout
 	}
@@ -123,13 +139,10 @@ func New(c Config) *Resolver {
 	if len(c.Servers) > maxServers {
 		c.Servers = c.Servers[:maxServers]
 	}
-	if c.Now == nil {
-		c.Now = time.Now
+	old := r.config.Swap(&c)
+	if old != nil && !slices.Equal(old.Servers, c.Servers) {
+		r.cache.clear()
 	}
-	r := &Resolver{config: c, flights: map[question]*flight{}, room: make(chan struct{}, maxFlights)}
-	r.dialer.SetMultipathTCP(false)
-	r.ctx, r.cancel = context.WithCancel(context.Background())
-	return r
 }
 
 // Close gives up all questions under way and waits for their goroutines.
@@ -168,7 +181,7 @@ func (r *Resolver) start(name string, kind Type) (*flight, Answer, error) {
 		return nil, Answer{}, &Error{ascii, kind, errType}
 	}
 	q := question{ascii, kind}
-	if a, ok := r.cache.get(q, r.config.Now()); ok {
+	if a, ok := r.cache.get(q, r.now()); ok {
 		return nil, a, nil
 	}
 	r.mu.Lock()
@@ -189,7 +202,7 @@ func (r *Resolver) fly(q question, f *flight) {
 	f.err = &Error{q.name, q.kind, errBusy}
 	defer func() {
 		if f.err == nil {
-			r.cache.put(q, f.answer, r.config.Now())
+			r.cache.put(q, f.answer, r.now())
 		}
 		r.mu.Lock()
 		delete(r.flights, q)

@@ -292,6 +292,18 @@ func TestCache(t *testing.T) {
 	}
 }
 
+func TestOtherServersMayKnowOtherThings(t *testing.T) {
+	one := server(t, zone(t, "x.example. 60 IN A 127.0.0.1"))
+	two := server(t, zone(t, "x.example. 60 IN A 127.0.0.2"))
+	r := resolver(t, Config{Servers: []string{one}})
+	for _, s := range []struct{ server, want string }{{one, "127.0.0.1"}, {two, "127.0.0.2"}} {
+		r.Configure(Config{Servers: []string{s.server}})
+		if a, err := r.Lookup(t.Context(), "x.example", TypeA); err != nil || len(a.Addrs) != 1 || a.Addrs[0].String() != s.want {
+			t.Errorf("%+v %v, want %s", a, err, s.want)
+		}
+	}
+}
+
 func TestCacheIsBounded(t *testing.T) {
 	var c cache
 	now := time.Unix(1, 0)
@@ -369,8 +381,8 @@ func TestADBitNeedsATrustedResolver(t *testing.T) {
 		trust  bool
 		want   bool
 	}{{"127.0.0.53:53", false, true}, {"[::1]:53", false, true}, {"192.0.2.53:53", false, false}, {"192.0.2.53:53", true, true}} {
-		r := New(Config{TrustAD: tt.trust})
-		if got := r.believed(tt.server); got != tt.want {
+		c := Config{TrustAD: tt.trust}
+		if got := c.believes(tt.server); got != tt.want {
 			t.Errorf("%s trusted %v: %v", tt.server, tt.trust, got)
 		}
 	}

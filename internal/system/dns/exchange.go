@@ -14,14 +14,15 @@ import (
 // ask tries the servers in turn until one gives a usable answer.
 func (r *Resolver) ask(ctx context.Context, q question) (Answer, error) {
 	last := errServers
-	for range r.config.Attempts {
-		for _, server := range r.config.Servers {
+	c := r.config.Load()
+	for range c.Attempts {
+		for _, server := range c.Servers {
 			a, err := r.askServer(ctx, server, q, true)
 			if rcode, ok := errors.AsType[rcodeError](err); ok && (rcode == rcodeFormat || rcode == rcodeNotImp) {
 				a, err = r.askServer(ctx, server, q, false) // it may not know EDNS
 			}
 			if err == nil {
-				a.Secure = a.Secure && r.believed(server)
+				a.Secure = a.Secure && c.believes(server)
 				return a, nil
 			}
 			last = err
@@ -33,10 +34,10 @@ func (r *Resolver) ask(ctx context.Context, q question) (Answer, error) {
 	return Answer{}, last
 }
 
-// believed reports whether the AD bit of a server counts: only if nobody can have set it on the way.
-func (r *Resolver) believed(server string) bool {
+// believes reports whether the AD bit of a server counts: only if nobody can have set it on the way.
+func (c *Config) believes(server string) bool {
 	addr, err := netip.ParseAddrPort(server)
-	return r.config.TrustAD || err == nil && addr.Addr().Unmap().IsLoopback()
+	return c.TrustAD || err == nil && addr.Addr().Unmap().IsLoopback()
 }
 
 func (r *Resolver) askServer(ctx context.Context, server string, q question, edns bool) (Answer, error) {
@@ -65,7 +66,7 @@ func (r *Resolver) open(ctx context.Context, network, server string, q question,
 	if network == "tcp" {
 		b = append(binary.BigEndian.AppendUint16(nil, uint16(len(b))), b...)
 	}
-	deadline := time.Now().Add(r.config.Timeout)
+	deadline := time.Now().Add(r.config.Load().Timeout)
 	dialing, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
 	conn, err := r.dialer.DialContext(dialing, network, server)
@@ -100,7 +101,7 @@ func (r *Resolver) overUDP(ctx context.Context, server string, q question, edns 
 		if !isAnswer(b[:n], id) {
 			continue
 		}
-		p, err := parse(b[:n], q, r.config.Now())
+		p, err := parse(b[:n], q, r.now())
 		if errors.Is(err, errForeign) {
 			continue
 		}
@@ -126,5 +127,5 @@ func (r *Resolver) overTCP(ctx context.Context, server string, q question, edns 
 	if !isAnswer(b, id) {
 		return parsed{}, errForeign
 	}
-	return parse(b, q, r.config.Now())
+	return parse(b, q, r.now())
 }

@@ -1,0 +1,140 @@
+package sender
+
+import (
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"strings"
+	"time"
+
+	"qmail/internal/format/smtproute"
+	"qmail/internal/store/control"
+	"qmail/internal/system/dns"
+)
+
+// Load reads helohost (default me), smtproutes, timeoutconnect and timeoutremote. Where neither helohost nor me
+// exists, Hello is empty and everything is deferred. An error names the file, and the line where one is at fault.
+func Load(dir control.Dir) (*Config, error) {
+	c := &Config{}
+	var err error
+	if c.Hello, err = hello(dir); err != nil {
+		return nil, err
+	}
+	if c.ConnectTimeout, err = seconds(dir, "timeoutconnect", 60); err != nil {
+		return nil, err
+	}
+	if c.Timeout, err = seconds(dir, "timeoutremote", 1200); err != nil {
+		return nil, err
+	}
+	c.Route, err = routes(dir)
+	return c, err
+}
+
+func hello(dir control.Dir) (string, error) {
+	for _, name := range []string{"helohost", "me"} {
+		v, present, err := dir.Line(name)
+		if err != nil {
+			return "", err
+		}
+		if !present {
+			continue
+		}
+		if v == "" || strings.ContainsFunc(v, func(r rune) bool { return r <= ' ' || r > '~' }) {
+			return "", fmt.Errorf("%s: line 1: %q is no host name", dir.Path(name), v)
+		}
+		return v, nil
+	}
+	return "", nil
+}
+
+// maxSeconds bounds configured waits, so that they can be counted in nanoseconds.
+const maxSeconds = 24 * 3600
+
+func seconds(dir control.Dir, name string, otherwise int64) (time.Duration, error) {
+	v, present, err := dir.Line(name)
+	if err != nil {
+		return 0, err
+	}
+	n := otherwise
+	if present {
+		var ok bool
+		if n, ok = control.ScanInt(v); !ok {
+			return 0, fmt.Errorf("%s: line 1: %q is no number", dir.Path(name), v)
+		}
+	}
+	return time.Duration(min(max(n, 1), maxSeconds)) * time.Second, nil
+}
+
+// routes reads smtproutes; every line is checked now, not when mail needs it.
+func routes(dir control.Dir) (func(domain string) (smtproute.Relay, bool), error) {
+	entries, _, err := dir.Entries("smtproutes")
+	if err != nil {
+		return nil, err
+	}
+	var lines []string
+	for _, e := range entries {
+		_, value, ok := strings.Cut(e.Text, ":")
+		if !ok {
+			return nil, fmt.Errorf("%s: line %d: %q has no colon", dir.Path("smtproutes"), e.Number, e.Text)
+		}
+		if _, err := smtproute.ParseRelay(value); err != nil {
+			return nil, fmt.Errorf("%s: line %d: %q: %w", dir.Path("smtproutes"), e.Number, e.Text, err)
+		}
+		lines = append(lines, e.Text)
+	}
+	m := control.NewMap(lines)
+	return func(domain string) (smtproute.Relay, bool) {
+		value, _, ok := m.Domain(domain)
+		if !ok {
+			return smtproute.Relay{}, false
+		}
+		relay, err := smtproute.ParseRelay(value)
+		return relay, err == nil
+	}, nil
+}
+
+// resolvConf is where the machine says whom to ask.
+const resolvConf = "/etc/resolv.conf"
+
+// Resolvers reads control/resolvers, a line "ip" or "ip:port" for each resolver to ask; without the file
+// the machine's own configuration counts.
+func Resolvers(dir control.Dir) (dns.Config, error) {
+	entries, present, err := dir.Entries("resolvers")
+	if err != nil {
+		return dns.Config{}, err
+	}
+	if !present {
+		return dns.ReadConf(resolvConf)
+	}
+	var c dns.Config
+	for _, e := range entries {
+		server, err := dns.ParseServer(e.Text)
+		if err != nil {
+			return dns.Config{}, fmt.Errorf("%s: line %d: %w", dir.Path("resolvers"), e.Number, err)
+		}
+		c.Servers = append(c.Servers, server)
+	}
+	return c, nil
+}
+
+// Here is the world of this machine; the caller closes its resolver after the sender.
+func Here(c dns.Config, now func() time.Time, log *slog.Logger) (World, *dns.Resolver) {
+	r := dns.New(c)
+	return World{Resolver: r, Dial: Dialer(), Local: Local, Random: rand.IntN, Now: now, Log: log}, r
+}
+
+// Settings is everything that is read from control files, so that it changes together or not at all.
+type Settings struct {
+	Config    *Config
+	Resolvers dns.Config
+}
+
+// LoadSettings reads all of it.
+func LoadSettings(dir control.Dir) (Settings, error) {
+	c, err := Load(dir)
+	if err != nil {
+		return Settings{}, err
+	}
+	r, err := Resolvers(dir)
+	return Settings{c, r}, err
+}

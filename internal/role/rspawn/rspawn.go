@@ -1,0 +1,234 @@
+// Package rspawn is qmail-rspawn and, in the same process, all qmail-remotes: it takes remote jobs from
+// qmail-send and reports each recipient in the words that qmail-rspawn would have made of qmail-remote's.
+//
+// It opens no file of the queue and listens to nobody: jobs and bodies come over the link from qmail-send,
+// messages go out by proto/smtp/sender, over connections that the next job may use again.
+//
+// Control files: helohost, me, resolvers, smtproutes, timeoutconnect, timeoutremote. All are read again on a
+// reload, where an error names file and line and keeps what was before.
+package rspawn
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"qmail/internal/format/address"
+	"qmail/internal/proto/jobs"
+	"qmail/internal/proto/smtp/client"
+	"qmail/internal/proto/smtp/sender"
+	"qmail/internal/store/control"
+	"qmail/internal/system/dns"
+	"qmail/internal/system/env"
+	"qmail/internal/system/ipc"
+)
+
+// stopPatience is how long messages under way may take to end when we are told to stop. qmail-send, who
+// waits longer for what it still wants to know, has stopped by then.
+const stopPatience = 3 * time.Second
+
+// Main serves the qmail-send that the supervisor links us to. It returns 0, or 111 if it could not start.
+func Main(ctx context.Context, e *env.Env, args []string) int {
+	log := e.Log("qmail-rspawn")
+	if e.Orders == nil || len(args) != 0 {
+		log.Error("to be started by qmail start, without arguments")
+		return 100
+	}
+	dir := control.Open(e.Home)
+	settings, err := sender.LoadSettings(dir)
+	if err != nil {
+		log.Error("cannot start: unable to read controls", "err", err)
+		return 111
+	}
+	world, resolver := sender.Here(settings.Resolvers, e.Now, log)
+	defer resolver.Close()
+	s := &spawner{sender: sender.New(world), resolver: resolver, dir: dir, log: log}
+	defer s.sender.Close()
+	s.apply(settings)
+	if err := e.Ready(); err != nil {
+		log.Error("supervisor lost", "err", err)
+		return 111
+	}
+	s.obey(ctx, e.Orders)
+	return 0
+}
+
+// spawner is qmail-rspawn with its surroundings as values.
+type spawner struct {
+	sender   *sender.Sender
+	resolver *dns.Resolver
+	dir      control.Dir
+	log      *slog.Logger
+	links    sync.WaitGroup
+}
+
+func (s *spawner) apply(settings sender.Settings) {
+	if settings.Config.Hello == "" {
+		s.log.Error("neither control/helohost nor control/me exists; all remote mail waits")
+	}
+	s.resolver.Configure(settings.Resolvers)
+	s.sender.Configure(settings.Config)
+}
+
+func (s *spawner) reload() {
+	settings, err := sender.LoadSettings(s.dir)
+	if err != nil {
+		s.log.Error("keeping the configuration as it is: unable to read controls", "err", err)
+		return
+	}
+	s.apply(settings)
+}
+
+// obey serves links until an order says stop; then it waits for the jobs under way, for a while.
+func (s *spawner) obey(ctx context.Context, orders <-chan env.Order) {
+	ctx, cut := context.WithCancel(ctx)
+	defer s.links.Wait()
+	defer cut()
+	defer context.AfterFunc(ctx, s.sender.Close)()
+	for {
+		var o env.Order
+		select {
+		case <-ctx.Done():
+			return
+		case got, ok := <-orders:
+			if o = got; !ok {
+				o.Kind = env.Stop
+			}
+		}
+		switch o.Kind {
+		case env.Link:
+			s.links.Go(func() { s.serve(ctx, o.Link) })
+		case env.Listen:
+			o.Listener.Close() // not ours to serve
+		case env.Reload:
+			s.reload()
+		case env.Stop:
+			s.wind(ctx)
+			return
+		}
+	}
+}
+
+// wind waits until the links have ended, or for stopPatience.
+func (s *spawner) wind(ctx context.Context) {
+	done := make(chan struct{})
+	go func() { s.links.Wait(); close(done) }()
+	timer := time.NewTimer(stopPatience)
+	defer timer.Stop()
+	select {
+	case <-done:
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+// serve carries out the jobs of one link. An older link of the same qmail-send ends by itself.
+func (s *spawner) serve(ctx context.Context, link *ipc.Conn) {
+	err := jobs.Serve(ctx, link, s.deliver)
+	if !jobs.Ended(err) && ctx.Err() == nil {
+		s.log.Error("link to qmail-send lost", "err", err)
+	}
+}
+
+// headSize is how much of a message in a file is read before the server is told of it.
+const headSize = 64 << 10
+
+// Reports of qmail-rspawn that qmail-remote has no part in.
+const (
+	noHostName = "DSorry, address must include host name. (#5.1.3)\n"
+	unreadable = "ZUnable to read message. (#4.3.0)\n"
+	notHere    = "Zqmail-rspawn only delivers. (#4.3.0)\n"
+)
+
+// deliver carries out one job.
+func (s *spawner) deliver(ctx context.Context, _ jobs.Hello, j *jobs.Job, body *jobs.Body, _ jobs.Report) []jobs.Result {
+	results := make([]jobs.Result, len(j.Recipients))
+	for i := range results {
+		results[i].Recipient = i
+	}
+	if j.Verify {
+		return all(results, notHere)
+	}
+	m := client.Message{Sender: j.Sender}
+	for _, o := range j.Options {
+		m.EightBit = m.EightBit || address.EqualFold(o, "BODY=8BITMIME")
+		m.UTF8 = m.UTF8 || address.EqualFold(o, "SMTPUTF8")
+	}
+	var err error
+	if m.Body, err = load(body); err != nil {
+		s.log.Error("unable to read a message", "err", err)
+		return all(results, unreadable)
+	}
+	m.Recipients = withHost(j.Recipients)
+	if len(m.Recipients) == 0 {
+		return all(results, noHostName)
+	}
+	outcome := s.sender.Send(ctx, j.Host, &m)
+	sent := 0
+	for i, r := range j.Recipients {
+		if strings.IndexByte(r, '@') < 0 {
+			results[i].Text = noHostName
+			continue
+		}
+		results[i].Text = outcome.Of(sent)
+		sent++
+	}
+	return results
+}
+
+func all(results []jobs.Result, text string) []jobs.Result {
+	for i := range results {
+		results[i].Text = text
+	}
+	return results
+}
+
+// withHost leaves out recipients without an @, of which there are hardly ever any.
+func withHost(recipients []string) []string {
+	hostless := func(r string) bool { return strings.IndexByte(r, '@') < 0 }
+	if !slices.ContainsFunc(recipients, hostless) {
+		return recipients
+	}
+	return slices.DeleteFunc(slices.Clone(recipients), hostless)
+}
+
+// load makes a job's body one to be sent.
+func load(body *jobs.Body) (client.Body, error) {
+	if b := body.Bytes(); b != nil || body.Size() == 0 {
+		return client.Memory(b), nil
+	}
+	r := body.Reader()
+	head := make([]byte, min(body.Size(), headSize))
+	if _, err := io.ReadFull(r, head); err != nil {
+		return client.Body{}, err
+	}
+	if int64(len(head)) == body.Size() {
+		return client.Memory(head), nil
+	}
+	return client.Body{Head: head, Rest: &whole{r, body.Size() - int64(len(head))}, Size: body.Size()}, nil
+}
+
+var errCut = errors.New("the message is shorter than was said")
+
+// whole reads exactly left more bytes: an end before is an error, so that a message is not cut short.
+type whole struct {
+	r    io.Reader
+	left int64
+}
+
+func (w *whole) Read(p []byte) (int, error) {
+	if w.left == 0 {
+		return 0, io.EOF
+	}
+	n, err := w.r.Read(p[:min(int64(len(p)), w.left)])
+	w.left -= int64(n)
+	if err == io.EOF && w.left > 0 {
+		err = errCut
+	}
+	return n, err
+}
