@@ -13,31 +13,32 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// checkHome refuses a home whose files somebody else could put there: what we read and bind in it, we read
-// and bind as root.
-func checkHome(home string, uid int) error {
+// checkHome refuses a home whose files a stranger could put there: what we read and bind in it, we read and
+// bind as root. The queue belongs to its owner, everything else to us or root.
+func checkHome(home string, us, owner int) error {
 	for _, d := range []struct {
-		path     string
-		rootToo  bool // may belong to root when we are not
-		whatElse string
+		path   string
+		uid    int
+		orRoot bool
+		hint   string
 	}{
-		{home, true, "qmail init makes a home"},
-		{filepath.Join(home, "control"), true, "this is not a home of qmail's"},
-		{filepath.Join(home, "queue"), false, "this is not a home of qmail's"},
+		{home, us, true, "qmail init makes a home"},
+		{filepath.Join(home, "control"), us, true, "this is not a home of qmail's"},
+		{filepath.Join(home, "queue"), owner, false, "this is not a home of qmail's"},
 	} {
 		info, err := os.Stat(d.path)
 		if errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("%s: does not exist (%s)", d.path, d.whatElse)
+			return fmt.Errorf("%s: does not exist (%s)", d.path, d.hint)
 		}
 		if err != nil {
 			return err
 		}
 		if !info.IsDir() {
-			return fmt.Errorf("%s: not a directory (%s)", d.path, d.whatElse)
+			return fmt.Errorf("%s: not a directory (%s)", d.path, d.hint)
 		}
 		st, ok := info.Sys().(*syscall.Stat_t)
-		if !ok || int(st.Uid) != uid && !(d.rootToo && st.Uid == 0) {
-			return fmt.Errorf("%s: belongs to uid %d, and we are uid %d", d.path, st.Uid, uid)
+		if !ok || int(st.Uid) != d.uid && (st.Uid != 0 || !d.orRoot) {
+			return fmt.Errorf("%s: belongs to uid %d and not to uid %d", d.path, st.Uid, d.uid)
 		}
 		if info.Mode()&0o022 != 0 {
 			return fmt.Errorf("%s: can be written by others (mode %04o)", d.path, info.Mode().Perm())
@@ -46,12 +47,22 @@ func checkHome(home string, uid int) error {
 	return nil
 }
 
-// takeLock makes us the only qmail-start of a home for as long as the file is open.
+// takeLock makes us the only qmail-start of a home for as long as the file is open. The directory may belong
+// to a user whom we do not trust, so the file has to be ours and known by no other name.
 func takeLock(home string) (*os.File, error) {
 	path := filepath.Join(home, "queue", "start.lock")
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
 	if err != nil {
 		return nil, err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	if st, ok := info.Sys().(*syscall.Stat_t); !ok || !info.Mode().IsRegular() || st.Nlink != 1 || int(st.Uid) != os.Geteuid() {
+		f.Close()
+		return nil, fmt.Errorf("%s: not a file of ours", path)
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		defer f.Close()

@@ -479,7 +479,7 @@ func TestAHomeThatOthersCouldChangeIsRefused(t *testing.T) {
 		if err := os.Chown(h.home+"/queue", 12345, 12345); err != nil {
 			t.Fatal(err)
 		}
-		if err := checkHome(h.home, 65534); err == nil || !strings.HasSuffix(err.Error(), "/queue: belongs to uid 12345, and we are uid 65534") {
+		if err := checkHome(h.home, 65534, 65534); err == nil || !strings.HasSuffix(err.Error(), "/queue: belongs to uid 12345 and not to uid 65534") {
 			t.Errorf("%v", err)
 		}
 	})

@@ -209,14 +209,14 @@ func hand(x *seat, added []socket) error {
 // stopAll stops the roles in their turns and returns code. Who is not gone in time is killed.
 func (s *super) stopAll(code int) int {
 	s.log.Info("stopping")
-	deadline := time.Now().Add(stopTime)
-	for turn := range stops {
+	began := time.Now()
+	for turn, limit := range stopTimes {
 		for _, x := range s.seats {
 			if x.child != nil && x.stop == turn {
 				x.child.order(env.Stop, "", nil)
 			}
 		}
-		if s.gone(turn, deadline.Add(-stopShare*time.Duration(stops-1-turn))) {
+		if s.gone(turn, began.Add(limit)) {
 			continue
 		}
 		for _, x := range s.seats {

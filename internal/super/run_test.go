@@ -291,7 +291,7 @@ func TestARoleThatDoesNotStopIsKilledBeforeTheDeadline(t *testing.T) {
 	}
 	g, code := play(t, setUp, func(*stage, chan<- os.Signal) {})
 	g.expect(t, "0 send starts", "0 lspawn starts", "0 rspawn starts", "0 smtpd starts",
-		"20 smtpd ends", "25 send ends", "25 rspawn ends", "30 lspawn ends")
+		"16 smtpd ends", "26 send ends", "26 rspawn ends", "30 lspawn ends")
 	if code != 0 {
 		t.Errorf("exit code %d", code)
 	}

@@ -24,6 +24,9 @@ import (
 	"qmail/internal/system/env"
 )
 
+// stopTimes say for each turn how long after the beginning of an orderly stop its roles are killed.
+var stopTimes = [...]time.Duration{16 * time.Second, 26 * time.Second, 30 * time.Second}
+
 // Exit codes, as qmail's programs have them.
 const (
 	exitUsage = 100
@@ -60,11 +63,15 @@ func Main(ctx context.Context, e *env.Env, args []string) int {
 
 // prepare checks the home, binds the sockets and finds the users. done undoes it.
 func prepare(e *env.Env, log *slog.Logger) (s *super, done func(), err error) {
-	if err := checkHome(e.Home, os.Geteuid()); err != nil {
-		return nil, nil, err
-	}
 	ids, err := identities(table)
 	if err != nil {
+		return nil, nil, err
+	}
+	owner := os.Geteuid() // of the queue
+	if ids != nil {
+		owner = int(ids["send"].uid)
+	}
+	if err := checkHome(e.Home, os.Geteuid(), owner); err != nil {
 		return nil, nil, err
 	}
 	lock, err := takeLock(e.Home)
@@ -98,9 +105,6 @@ const (
 	firstDelay = 100 * time.Millisecond
 	maxDelay   = 10 * time.Second
 	goodLife   = time.Minute
-	// stopTime is what an orderly stop may take in all; of it, stopShare is kept for each later turn.
-	stopTime  = 30 * time.Second
-	stopShare = 5 * time.Second
 	// killTime is how long a killed process is waited for.
 	killTime = 2 * time.Second
 )

@@ -11,7 +11,7 @@ type process struct {
 	services []string
 	// door says that it gets the listening socket queue/enqueue, under the name "enqueue".
 	door bool
-	// stop is its turn when all are stopped, from 0: who accepts mail goes first, who delivers it last.
+	// stop is its turn (stopTimes) when all are stopped, from 0: who accepts mail goes first, who delivers it last.
 	stop int
 }
 
@@ -22,6 +22,3 @@ var table = []process{
 	{name: "rspawn", user: "qmailr", links: []string{"send"}, stop: 2},
 	{name: "smtpd", user: "qmaild", links: []string{"send"}, services: []string{"smtp"}, stop: 0},
 }
-
-// stops is the number of turns.
-const stops = 3

@@ -155,6 +155,10 @@ const maxPath = 107
 
 // Listen binds a Unix socket at path, replacing a stale one, with the given mode. Paths longer than a socket
 // address are reached through their directory's descriptor.
+//
+// The mode comes by way of the umask, which belongs to the whole process, so nothing else may create files at
+// that time. A chmod afterwards would follow a symbolic link that the owner of the directory, whom the
+// caller need not trust, has put in the socket's place.
 func Listen(path string, mode os.FileMode) (*net.UnixListener, error) {
 	short, done, err := shorten(path)
 	if err != nil {
@@ -166,15 +170,13 @@ func Listen(path string, mode os.FileMode) (*net.UnixListener, error) {
 			return nil, err
 		}
 	}
+	old := unix.Umask(int(0o777 &^ mode.Perm()))
 	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: short, Net: "unix"})
+	unix.Umask(old)
 	if err != nil {
 		return nil, err
 	}
 	ln.SetUnlinkOnClose(false)
-	if err := os.Chmod(path, mode); err != nil {
-		ln.Close()
-		return nil, err
-	}
 	return ln, nil
 }
 
