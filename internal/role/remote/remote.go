@@ -2,6 +2,7 @@
 // standard output. It always exits 0; what became of the message stands in the results alone.
 //
 // Each result is a letter, a text and a NUL: r, h or s for each recipient, then K, Z or D for the message.
+// Standard error stays empty, since callers read it as part of the results.
 // The daemon qmail-rspawn sends by the same package, proto/smtp/sender; this program is for scripts and for
 // operators who want to see.
 //
@@ -11,6 +12,7 @@ package remote
 import (
 	"context"
 	"io"
+	"log/slog"
 	"os"
 
 	"qmail/internal/proto/smtp/client"
@@ -38,18 +40,15 @@ func run(ctx context.Context, e *env.Env, args []string) client.Result {
 	if info, err := os.Stat(e.Home); err != nil || !info.IsDir() {
 		return sorry("ZUnable to switch to home directory. (#4.3.0)\n")
 	}
-	log := e.Log("qmail-remote")
 	settings, err := sender.LoadSettings(control.Open(e.Home))
 	if err != nil {
-		log.Error("unable to read controls", "err", err)
 		return sorry("Z" + sender.NoControls)
 	}
 	body, err := read(e.Stdin)
 	if err != nil {
-		log.Error("unable to read the message", "err", err)
 		return sorry("ZUnable to read message. (#4.3.0)\n")
 	}
-	world, resolver := sender.Here(settings.Resolvers, e.Now, log)
+	world, resolver := sender.Here(settings.Resolvers, e.Now, slog.New(slog.DiscardHandler))
 	defer resolver.Close()
 	s := sender.New(world)
 	defer s.Close()
