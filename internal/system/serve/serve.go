@@ -42,11 +42,13 @@ const (
 	refuseTime   = time.Second
 )
 
-// Listen accepts connections until ctx ends or the listener is closed, here or by who gave it to us. When it
-// returns the listener is closed; sessions go on.
+// Listen accepts connections, in a goroutine of its own, until ctx ends or the listener is closed, here or by
+// who gave it to us. At its end the listener is closed; sessions go on.
 func (g *Group) Listen(ctx context.Context, ln net.Listener) {
-	g.wg.Add(1)
-	defer g.wg.Done()
+	g.wg.Go(func() { g.accept(ctx, ln) })
+}
+
+func (g *Group) accept(ctx context.Context, ln net.Listener) {
 	defer ln.Close()
 	defer context.AfterFunc(ctx, func() { ln.Close() })()
 	var backoff time.Duration

@@ -1,0 +1,142 @@
+package smtpd
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"qmail/internal/check/relay"
+	"qmail/internal/format/address"
+	"qmail/internal/proto/smtp/server"
+	"qmail/internal/store/control"
+	"qmail/internal/system/env"
+	"qmail/internal/system/serve"
+)
+
+// Config is what the control files and the environment say. It is replaced whole, never changed.
+type Config struct {
+	Session server.Config
+	Me      string // our name in Received
+	Limits  serve.Limits
+	Memory  int64 // bytes that messages coming in may hold
+
+	relay       *relay.Policy
+	relayClient *string // RELAYCLIENT
+}
+
+// What holds where no file says otherwise.
+const (
+	maxRecipients  = 1000    // maxrecipients
+	recipientsTop  = 100_000 // a larger maxrecipients means this: the list is in memory
+	maxErrors      = 20
+	maxIdle        = 1000
+	totalSessions  = 2000      // concurrencyincoming
+	clientSessions = 50        // maxperclient
+	memory         = 256 << 20 // maxmemory
+	minMemory      = 1 << 20
+
+	timeout      = 1200 * time.Second // timeoutsmtpd
+	commandTime  = 5 * time.Minute    // RFC 5321 4.5.3.2.7, and the most that timeoutsmtpd can ask for
+	blockTime    = 3 * time.Minute    // RFC 5321 4.5.3.2.5
+	transaction  = time.Hour
+	grace        = 5 * time.Minute
+	leastRate    = 256 // bytes per second
+	stopPatience = 15 * time.Second
+)
+
+var errNoName = errors.New("neither control/me nor control/smtpgreeting says who we are")
+
+// ReadConfig reads everything; an error names the file, and the line where there is one. own are the addresses
+// of this machine.
+func ReadConfig(e *env.Env, own []netip.Addr) (*Config, error) {
+	dir := control.Open(e.Home)
+	c := &Config{}
+	var err error
+	if c.relay, err = relay.Load(dir, own); err != nil {
+		return nil, err
+	}
+	if c.Me, err = dir.LineOr("me", ""); err != nil {
+		return nil, err
+	}
+	if c.Session.Greeting, err = greeting(dir); err != nil {
+		return nil, err
+	}
+	if value, set := e.Lookup("RELAYCLIENT"); set {
+		c.relayClient = &value
+	}
+	return c, c.readNumbers(dir, e)
+}
+
+// greeting is a line that strangers will see.
+func greeting(dir control.Dir) (string, error) {
+	text, err := dir.LineOrMe("smtpgreeting", "")
+	if err != nil {
+		return "", err
+	}
+	if text == "" {
+		return "", errNoName
+	}
+	for i := 0; i < len(text); i++ {
+		if text[i] < ' ' || text[i] > '~' || len(text) > 400 {
+			return "", fmt.Errorf("%s:1: not a line of at most 400 printable ASCII characters", dir.Path("smtpgreeting"))
+		}
+	}
+	return text, nil
+}
+
+func (c *Config) readNumbers(dir control.Dir, e *env.Env) error {
+	var failed error
+	number := func(name string, otherwise, least, most int64) int64 {
+		n, err := dir.Int(name, otherwise)
+		failed = errors.Join(failed, err)
+		return min(max(n, least), most)
+	}
+	const endless = 1 << 62
+	s := &c.Session
+	s.Databytes = number("databytes", 0, 0, endless)
+	if value, set := e.Lookup("DATABYTES"); set {
+		s.Databytes, _ = control.ScanInt(value)
+	}
+	s.MaxRecipients = int(number("maxrecipients", maxRecipients, 1, recipientsTop))
+	s.MaxErrors, s.MaxIdle = maxErrors, maxIdle
+	s.Policy = c
+	patience := time.Duration(number("timeoutsmtpd", int64(timeout/time.Second), 1, int64(time.Hour/time.Second))) * time.Second
+	s.Limits = server.Limits{
+		Command: min(patience, commandTime), Block: min(patience, blockTime),
+		Transaction: transaction, Grace: min(patience, grace), Rate: leastRate,
+	}
+	c.Limits.Total = int(number("concurrencyincoming", totalSessions, 0, 1<<20))
+	c.Limits.PerClient = int(number("maxperclient", clientSessions, 1, 1<<20))
+	c.Memory = number("maxmemory", memory, minMemory, endless)
+	return failed
+}
+
+// peer makes a session's Peer; whether it may relay is settled here, once.
+func (c *Config) peer(ip netip.Addr) *server.Peer {
+	p := &server.Peer{Address: ip, Local: c.Me}
+	if ip.IsValid() {
+		p.IP = ip.String()
+	}
+	switch {
+	case c.relayClient != nil:
+		p.Relay = c.relayClient
+	case c.relay.Client(ip):
+		p.Relay = new(string)
+	}
+	return p
+}
+
+// Sender is server.Policy.
+func (c *Config) Sender(p *server.Peer, path address.Path) (string, error) {
+	return c.relay.Sender(p.Relay != nil, path)
+}
+
+// Recipient is server.Policy.
+func (c *Config) Recipient(p *server.Peer, sender string, path address.Path) (string, error) {
+	recipient, err := c.relay.Recipient(p.Relay != nil, sender, path)
+	if err == nil && p.Relay != nil {
+		recipient += *p.Relay
+	}
+	return recipient, err
+}
