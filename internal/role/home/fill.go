@@ -1,0 +1,158 @@
+package home
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"qmail/internal/format/address"
+	"qmail/internal/format/cdb"
+)
+
+// dir is a directory of the home.
+type dir struct {
+	path  string
+	owner account
+	mode  os.FileMode
+}
+
+// file is a file of the home; it belongs to us.
+type file struct{ path, text string }
+
+func (p *plan) fill() error {
+	if err := os.Chmod(p.home, 0o755); err != nil { // an empty directory may have come with any mode
+		return err
+	}
+	for _, d := range p.dirs() {
+		if err := p.makeDir(d); err != nil {
+			return err
+		}
+	}
+	for _, f := range p.files() {
+		if err := os.WriteFile(filepath.Join(p.home, f.path), []byte(f.text), 0o644); err != nil {
+			return err
+		}
+	}
+	if len(p.users) > 0 {
+		if err := p.assign(); err != nil {
+			return err
+		}
+	}
+	return syncAll(p.home)
+}
+
+func (p *plan) dirs() []dir {
+	o := p.owners
+	list := []dir{
+		{"control", o.us, 0o755},
+		{"users", o.us, 0o755},
+		{"alias", o.alias, 0o755},
+		// Injectors have to reach the socket and drop/ in it; only its owner may list it or write to it.
+		{"queue", o.queue, 0o711},
+		// Anybody may leave a message, nobody but the owner may see or touch those of others.
+		{"queue/drop", o.queue, 0o733 | os.ModeSticky},
+	}
+	if o.root {
+		return append(list, maildir("alias", o.alias)...)
+	}
+	list = append(list, dir{"mail", o.us, 0o755})
+	for _, name := range p.users {
+		list = append(list, dir{"mail/" + name, o.us, 0o700})
+		list = append(list, maildir("mail/"+name, o.us)...)
+	}
+	return list
+}
+
+func maildir(home string, owner account) (list []dir) {
+	for _, part := range []string{"", "/tmp", "/new", "/cur"} {
+		list = append(list, dir{home + "/Maildir" + part, owner, 0o700})
+	}
+	return list
+}
+
+func (p *plan) makeDir(d dir) error {
+	path := filepath.Join(p.home, d.path)
+	if err := os.Mkdir(path, 0o700); err != nil {
+		return err
+	}
+	if err := p.machine.chown(path, d.owner); err != nil {
+		return err
+	}
+	return os.Chmod(path, d.mode) // after the change of owner, which may clear bits
+}
+
+func (p *plan) files() []file {
+	to := "./Maildir/"
+	switch {
+	case p.postmaster != "":
+		to = "&" + p.postmaster
+	case !p.owners.root:
+		to = "&" + p.users[0] + "@" + p.domain
+	}
+	plus := p.domain
+	if _, rest, ok := strings.Cut(p.domain, "."); ok && strings.Contains(rest, ".") {
+		plus = rest
+	}
+	return []file{
+		{"control/me", p.domain + "\n"},
+		{"control/locals", p.domain + "\n"},
+		{"control/rcpthosts", p.domain + "\n"},
+		{"control/defaultdomain", p.domain + "\n"},
+		{"control/plusdomain", plus + "\n"},
+		{"control/defaultdelivery", "./Maildir/\n"},
+		{"control/relayclients", "127.0.0.0/8\n::1/128\n"},
+		{"control/listen", strings.Join(p.listen, "\n") + "\n"},
+		{"alias/.qmail-postmaster", to + "\n"},
+		{"alias/.qmail-mailer-daemon", to + "\n"},
+		{"alias/.qmail-root", to + "\n"},
+	}
+}
+
+func (p *plan) maildirHome(name string) string { return filepath.Join(p.home, "mail", name) }
+
+// assign writes users/assign and, as qmail-newu would make it, users/cdb: each user's own name and what follows
+// it after a hyphen, and for all other names the aliases (qmail-users(5)).
+func (p *plan) assign() error {
+	var text strings.Builder
+	f, err := os.OpenFile(filepath.Join(p.home, "users/cdb"), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	db := cdb.NewWriter(f)
+	add := func(kind, local, user, home, dash string) {
+		fields := []string{user, fmt.Sprint(p.owners.us.uid), fmt.Sprint(p.owners.us.gid), home, dash, ""}
+		fmt.Fprintf(&text, "%s%s:%s:\n", kind, local, strings.Join(fields, ":"))
+		key := "!" + address.Lower(local)
+		if kind == "=" {
+			key += "\x00"
+		}
+		err = errors.Join(err, db.Add([]byte(key), []byte(strings.Join(fields, "\x00"))))
+	}
+	for _, name := range p.users {
+		add("=", name, name, p.maildirHome(name), "")
+		add("+", name+"-", name, p.maildirHome(name), "-")
+	}
+	add("+", "", "alias", filepath.Join(p.home, "alias"), "-")
+	text.WriteString(".\n")
+	err = errors.Join(err, db.Add(nil, []byte("-")), db.Close(), f.Close())
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(p.home, "users/assign"), []byte(text.String()), 0o644)
+}
+
+// syncAll makes the home durable: mail accepted a minute from now shall not hang on a directory that a power cut
+// takes away.
+func syncAll(home string) error {
+	f, err := os.Open(home)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return os.NewSyscallError("syncfs", unix.Syncfs(int(f.Fd())))
+}
