@@ -1,0 +1,147 @@
+package local
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"os"
+	"strconv"
+	"sync"
+	"time"
+
+	"qmail/internal/format/envelope"
+	"qmail/internal/format/reply"
+	"qmail/internal/proto/enqueue"
+	"qmail/internal/proto/jobs"
+)
+
+// submitTime bounds the wait for the queue.
+const submitTime = 10 * time.Minute
+
+var (
+	errDoor = reply.Temporary("4.3.0", "unable to reach the queue", nil)
+	errRead = reply.Temporary("4.3.0", "qq read error", nil)
+)
+
+// because is a refusal with its cause.
+func because(e *reply.Error, err error) *reply.Error {
+	with := *e
+	with.Err = err
+	return &with
+}
+
+// door puts messages into the queue of a home, over one connection for as long as that lasts.
+type door struct {
+	home string
+
+	mu     sync.Mutex
+	client *enqueue.Client
+}
+
+func (d *door) submit(ctx context.Context, e *envelope.Envelope, head []byte, m *jobs.Body) (qp string, err error) {
+	client, err := d.open()
+	if err != nil {
+		return "", because(errDoor, err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, submitTime)
+	defer cancel()
+	var a enqueue.Accepted
+	if all := m.Bytes(); all != nil || m.Size() == 0 {
+		a, err = client.Submit(ctx, e, head, all)
+	} else {
+		a, err = stream(ctx, client, e, head, m)
+	}
+	return strconv.FormatUint(a.ID, 10), err
+}
+
+// stream sends a message that is not at hand as a whole.
+func stream(ctx context.Context, client *enqueue.Client, e *envelope.Envelope, head []byte, m *jobs.Body) (enqueue.Accepted, error) {
+	out, err := client.Begin(e)
+	if err != nil {
+		return enqueue.Accepted{}, err
+	}
+	defer out.Abort() // does nothing after Commit
+	in := whole(m)
+	if _, err := out.Write(head); err == nil {
+		_, _ = io.Copy(out, in) // Commit knows of a failed write
+	}
+	if in.err != nil {
+		return enqueue.Accepted{}, because(errRead, in.err)
+	}
+	return out.Commit(ctx)
+}
+
+// open returns the connection, a new one if it has ended.
+func (d *door) open() (*enqueue.Client, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.client != nil {
+		select {
+		case <-d.client.Done():
+			d.client.Close()
+		default:
+			return d.client, nil
+		}
+	}
+	var err error
+	if d.client, err = enqueue.Dial(d.home); err != nil {
+		d.client = nil
+	}
+	return d.client, err
+}
+
+func (d *door) close() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.client != nil {
+		d.client.Close()
+		d.client = nil
+	}
+}
+
+// dropping is the door of the classic program: without a qmail-send the message waits in queue/drop.
+type dropping struct{ door }
+
+func (d *dropping) submit(ctx context.Context, e *envelope.Envelope, head []byte, m *jobs.Body) (qp string, err error) {
+	if _, err := d.open(); err == nil {
+		return d.door.submit(ctx, e, head, m)
+	}
+	in := whole(m)
+	err = enqueue.Drop(d.home, e, io.MultiReader(bytes.NewReader(head), in))
+	if in.err != nil {
+		err = because(errRead, in.err)
+	}
+	return strconv.Itoa(os.Getpid()), err
+}
+
+// substitute is the program that QMAILQUEUE names.
+type substitute struct {
+	path string
+	vars []string
+}
+
+func (s *substitute) submit(ctx context.Context, e *envelope.Envelope, head []byte, m *jobs.Body) (qp string, err error) {
+	pid, err := enqueue.Program(ctx, s.path, s.vars, os.Stderr, e, io.MultiReader(bytes.NewReader(head), whole(m)))
+	return strconv.Itoa(pid), err
+}
+
+// sized reads a message and makes one that ends early an error, which it remembers.
+type sized struct {
+	in   io.Reader
+	left int64
+	err  error
+}
+
+func whole(m *jobs.Body) *sized { return &sized{in: m.Reader(), left: m.Size()} }
+
+func (s *sized) Read(p []byte) (int, error) {
+	n, err := s.in.Read(p)
+	s.left -= int64(n)
+	if err == io.EOF && s.left > 0 {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil && err != io.EOF {
+		s.err = err
+	}
+	return n, err
+}

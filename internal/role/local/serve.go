@@ -1,0 +1,126 @@
+package local
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"qmail/internal/format/address"
+	"qmail/internal/proto/jobs"
+	"qmail/internal/system/env"
+	"qmail/internal/system/ipc"
+)
+
+// together is how many deliveries of a worker run at once.
+const together = 32
+
+// serve takes jobs until qmail-send has no more. It does not stop for less: what it is told to do it finishes.
+func serve(ctx context.Context, e *env.Env, user, home, fallback string) int {
+	conn, err := ipc.FromFile(e.Stdin)
+	if err != nil {
+		fmt.Fprintln(e.Stderr, "descriptor 0 is no pipe of qmail-lspawn's:", err)
+		return exitLater
+	}
+	queue := &door{home: e.Home}
+	defer queue.close()
+	w := &worker{site: newSite(e, queue), user: user, home: home, fallback: fallback, slots: make(chan struct{}, together)}
+	if err := jobs.Serve(context.WithoutCancel(ctx), conn, w.handle); !jobs.Ended(err) {
+		fmt.Fprintln(e.Stderr, "qmail-send:", err)
+		return exitLater
+	}
+	return exitDone
+}
+
+// worker delivers the jobs of one user. Whose home it is, and what an absent .qmail means, it has from
+// qmail-lspawn; what qmail-send says of that does not count.
+type worker struct {
+	*site
+	user, home, fallback string
+	slots                chan struct{}
+}
+
+func (w *worker) handle(ctx context.Context, _ jobs.Hello, j *jobs.Job, body *jobs.Body, _ jobs.Report) []jobs.Result {
+	w.slots <- struct{}{}
+	defer func() { <-w.slots }()
+	ctx, cancel := context.WithTimeout(ctx, deliveryTime)
+	defer cancel()
+	results := make([]jobs.Result, len(j.Recipients))
+	for i, recipient := range j.Recipients {
+		results[i] = jobs.Result{Recipient: i, Text: w.report(ctx, j, recipient, body)}
+	}
+	return results
+}
+
+// report delivers to one recipient and says what became of it, as qmail-lspawn did.
+func (w *worker) report(ctx context.Context, j *jobs.Job, recipient string, body *jobs.Body) string {
+	local, domain, ok := address.Split(recipient)
+	switch {
+	case !ok:
+		return "DSorry, address must include host name. (#5.1.3)\n"
+	case strings.Contains(j.Dash, "..") || strings.ContainsRune(j.Dash+j.Ext, 0):
+		return "Zunusable assignment of this address. (#4.3.0)\n"
+	}
+	d := &delivery{
+		user: w.user, home: w.home, local: local, domain: domain, dash: j.Dash, ext: j.Ext,
+		sender: j.Sender, fallback: w.fallback, message: &message{body: body},
+	}
+	if j.Verify {
+		return verdict(w.verify(d))
+	}
+	out := &capped{}
+	return out.report(w.run(ctx, d, out, out))
+}
+
+func verdict(err error) string {
+	if err == nil {
+		return "K\n"
+	}
+	f := failureOf(err)
+	return letter(f.code) + f.text + "\n"
+}
+
+func letter(code int) string {
+	switch code {
+	case exitDone:
+		return "K"
+	case exitNever:
+		return "D"
+	}
+	return "Z"
+}
+
+const (
+	maxReport = 3000
+	cutReport = 2997 // what is left of a longer one, with the line that says so
+	tooLong   = "\nError report too long, sorry.\n"
+	// maxOutput is how much a program may say, in bytes, before it loses its audience and, if it goes
+	// on, its life.
+	maxOutput = 10 << 20
+)
+
+// capped keeps the beginning of what programs and we print.
+type capped struct {
+	text []byte
+	seen int
+}
+
+var errFlood = errors.New("program prints too much")
+
+func (c *capped) Write(p []byte) (int, error) {
+	if c.seen += len(p); c.seen > maxOutput {
+		return 0, errFlood
+	}
+	c.text = append(c.text, p[:min(len(p), maxReport+1-len(c.text))]...)
+	return len(p), nil
+}
+
+func (c *capped) report(code int) string {
+	text := c.text
+	if len(text) > maxReport {
+		text = append(text[:cutReport-len(tooLong):cutReport-len(tooLong)], tooLong...)
+	}
+	text, _, _ = bytes.Cut(text, []byte{0})
+	return letter(code) + string(text)
+}
