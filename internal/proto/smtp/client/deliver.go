@@ -60,7 +60,7 @@ func (t *transaction) diedHere(note string) bool {
 
 // prepare looks at addresses and at what the server can take, before anything is sent.
 func (t *transaction) prepare() bool {
-	if _, ok := appendPath(nil, t.m.Sender); !ok {
+	if !carriable(t.m.Sender) {
 		return t.end('D', "Sorry, the sender address has bytes that SMTP cannot carry. (#5.1.7)\n")
 	}
 	utf8 := !ascii(t.m.Sender) || t.m.UTF8 && hasHighByte(headerOf(t.m.Body.Head))
@@ -68,9 +68,8 @@ func (t *transaction) prepare() bool {
 		return t.end('D', t.addr+" does not take internationalized mail. (#5.6.7)\n")
 	}
 	for i, r := range t.m.Recipients {
-		_, ok := appendPath(nil, r)
 		switch {
-		case !ok:
+		case !carriable(r):
 			t.result.Recipients[i] = Report{'h', "Sorry, that recipient address has bytes that SMTP cannot carry. (#5.1.3)\n"}
 		case !ascii(r) && !t.utf8:
 			t.result.Recipients[i] = Report{'h', t.addr + " does not take internationalized addresses. (#5.6.7)\n"}
@@ -111,7 +110,7 @@ func (t *transaction) rset() bool {
 func (t *transaction) envelope() bool {
 	t.reset = true // until the message is accepted
 	t.out = append(t.out[:0], "MAIL FROM:"...)
-	t.out, _ = appendPath(t.out, t.m.Sender)
+	t.out = appendPath(t.out, t.m.Sender)
 	t.out = append(append(t.out, t.params...), '\r', '\n')
 	if t.pipelining {
 		return t.together()
@@ -196,7 +195,7 @@ func (t *transaction) discard(replies int, data bool) bool {
 
 func (t *transaction) rcpt(i int) {
 	t.out = append(t.out, "RCPT TO:"...)
-	t.out, _ = appendPath(t.out, t.m.Recipients[i])
+	t.out = appendPath(t.out, t.m.Recipients[i])
 	t.out = append(t.out, '\r', '\n')
 }
 

@@ -2,24 +2,32 @@ package client
 
 import "qmail/internal/format/address"
 
-// appendPath writes addr as a path of RFC 5321 4.1.2, local part quoted where it must be. It is false for an
-// address that would not stay one argument of one command: a control byte anywhere, or in the domain
-// anything but what names and address literals are made of.
-func appendPath(dst []byte, addr string) ([]byte, bool) {
+// carriable reports whether addr would stay one argument of one command: no control byte anywhere, and in the
+// domain only what names and address literals are made of.
+func carriable(addr string) bool {
 	for i := 0; i < len(addr); i++ {
 		if addr[i] < ' ' || addr[i] == 0x7f {
-			return dst, false
+			return false
 		}
 	}
 	_, domain, _ := address.Split(addr)
 	for i := 0; i < len(domain); i++ {
 		if !domainByte(domain[i]) {
-			return dst, false
+			return false
 		}
 	}
+	return true
+}
+
+// appendPath writes a carriable addr as a path of RFC 5321 4.1.2, the local part quoted where it must be.
+func appendPath(dst []byte, addr string) []byte {
 	dst = append(dst, '<')
-	dst = append(dst, address.QuoteAddress(addr)...)
-	return append(dst, '>'), true
+	if local, domain, ok := address.Split(addr); ok {
+		dst = append(append(append(dst, address.Quote(local)...), '@'), domain...)
+	} else if addr != "" {
+		dst = append(dst, address.Quote(addr)...)
+	}
+	return append(dst, '>')
 }
 
 func domainByte(c byte) bool {

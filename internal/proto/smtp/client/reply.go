@@ -29,6 +29,7 @@ type reader struct {
 	buf  []byte
 	r, w int
 	text []byte // of the last reply: lines end in LF, control bytes are '?'
+	head [maxLine]byte
 	err  error  // the connection's end
 }
 
@@ -42,7 +43,6 @@ func (rd *reader) reply(deadline time.Time, each func(line []byte)) (int, error)
 	timed := false
 	code, total := 0, 0
 	for first := true; ; first = false {
-		var head [maxLine]byte
 		n, ended := 0, false
 		for !ended {
 			if rd.r == rd.w {
@@ -67,11 +67,11 @@ func (rd *reader) reply(deadline time.Time, each func(line []byte)) (int, error)
 				rd.err = errLong
 				return 0, errLong
 			}
-			n += copy(head[n:], part)
+			n += copy(rd.head[n:], part)
 			rd.keep(part)
 		}
 		rd.keep([]byte{'\n'})
-		line := bytes.TrimRight(head[:n], "\r")
+		line := bytes.TrimRight(rd.head[:n], "\r")
 		if first {
 			code = codeOf(line)
 		} else if each != nil && len(line) > 4 {
