@@ -33,8 +33,9 @@ import (
 
 const (
 	passwdFile = "/etc/passwd"
-	// maxWorkers bounds the qmail-locals alive at once.
-	maxWorkers = 120
+	// maxWorkers bounds the qmail-locals alive at once: more than qmail-send has use for, so that those of
+	// one that died do not keep the next one waiting.
+	maxWorkers = 600
 	// defaultDelivery is what qmail-start has always used.
 	defaultDelivery = "./Mailbox"
 	defaultPath     = "/usr/local/bin:/usr/bin:/bin"
