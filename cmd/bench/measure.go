@@ -1,0 +1,318 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"qmail/cmd/bench/internal/load"
+	"qmail/cmd/bench/internal/meter"
+	"qmail/cmd/bench/internal/peer"
+	"qmail/cmd/bench/internal/report"
+)
+
+// step is one measurement in progress.
+type step struct {
+	*comparison
+	mode   mode
+	server *peer.Running
+	sink   *sinkArrivals
+	sample report.Sample
+}
+
+// measure starts a server in a fresh directory, lets the mode do its work, and removes everything.
+func (c *comparison) measure(ctx context.Context, m mode, p peer.Peer, round int) (report.Sample, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, c.deadline, fmt.Errorf("not done after %v", c.deadline))
+	defer cancel()
+	s := &step{comparison: c, mode: m, sample: report.Sample{Mode: m.Key, Peer: p.Name(), Round: round}}
+	dir := filepath.Join(c.scratch, fmt.Sprintf("%d-%s-%s", round+1, m.Key, p.Name()))
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return s.sample, err
+	}
+	if !c.keep {
+		defer tidy(dir)
+	}
+	hosts := 0
+	if m.list && !c.oneRelay {
+		hosts = c.domains
+	}
+	var err error
+	if s.sink, err = startSink(c.self, hosts); err != nil {
+		return s.sample, err
+	}
+	defer s.sink.close()
+	setup := peer.Setup{Dir: dir, Hold: m.hold, Relay: s.sink.addr, Sessions: s.clients(), Self: c.self}
+	setup.Routes = routes(hosts, s.sink.addr.Port())
+	if s.server, err = p.Start(ctx, setup); err != nil {
+		return s.sample, err
+	}
+	err = s.server.Explain(s.attended(ctx))
+	return s.sample, errors.Join(err, s.server.Stop())
+}
+
+// clients is how many sessions the mode has at once.
+func (s *step) clients() int {
+	switch {
+	case !s.mode.held:
+		return s.sessions
+	case s.sample.Peer == theirs:
+		return s.heldTheirs
+	}
+	return s.held
+}
+
+// attended does the work, and gives up at once when the server ends under it.
+func (s *step) attended(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	done := make(chan struct{})
+	defer close(done)
+	go func() {
+		select {
+		case <-s.server.Exited():
+			cancel(errors.New("the server has ended"))
+		case <-done:
+		}
+	}()
+	return s.mode.run(ctx, s)
+}
+
+// routes gives each domain of the list a host of its own.
+func routes(hosts int, port uint16) map[string]netip.AddrPort {
+	r := map[string]netip.AddrPort{}
+	for i := range hosts {
+		r[fmt.Sprintf("d%d.example", i)] = netip.AddrPortFrom(hostAddr(i), port)
+	}
+	return r
+}
+
+// tidy removes a step's files and lets the disk come to rest, so that the next step does not pay for this one.
+func tidy(dir string) {
+	os.RemoveAll(dir)
+	if f, err := os.Open(filepath.Dir(dir)); err == nil {
+		unix.Syncfs(int(f.Fd()))
+		f.Close()
+	}
+}
+
+// settle is how long a server may finish what it does after the last arrival before its CPU is read; the memory it
+// holds is read then too.
+const settle = 200 * time.Millisecond
+
+// costs reads what the work between two moments has cost.
+type costs struct {
+	server, sink, self time.Duration
+}
+
+func (s *step) costs() (c costs, err error) {
+	c.server, err = s.server.Tree.CPU()
+	c.sink, c.self = s.sink.cpu(), ownCPU()
+	return c, err
+}
+
+// account fills the sample with what has been spent since before, and with the memory held now.
+func (s *step) account(before costs) error {
+	after, err := s.costs()
+	if err != nil {
+		return err
+	}
+	s.sample.CPU = (after.server - before.server).Seconds()
+	s.sample.SinkCPU = (after.sink - before.sink).Seconds()
+	return s.memory()
+}
+
+func (s *step) memory() error {
+	m, err := s.server.Tree.Memory()
+	if err != nil {
+		return err
+	}
+	s.sample.Processes, s.sample.RSS, s.sample.PSS = m.Processes, m.RSS, m.PSS
+	return nil
+}
+
+// flow sends messages from many sessions and waits until they have arrived.
+func flow(ctx context.Context, s *step) error {
+	to, dest, err := s.destination()
+	if err != nil {
+		return err
+	}
+	if m, ok := dest.(*maildirArrivals); ok {
+		defer m.close()
+	}
+	// Processes are started, caches filled, heaps grown: that is not what is measured.
+	if _, _, err := s.pass(ctx, dest, to, max(200, s.messages/10)); err != nil {
+		return fmt.Errorf("warming up: %w", err)
+	}
+	time.Sleep(settle)
+	before, err := s.costs()
+	if err != nil {
+		return err
+	}
+	took, loadCPU, err := s.pass(ctx, dest, to, s.messages)
+	if err != nil {
+		return err
+	}
+	s.sample.Count, s.sample.Seconds, s.sample.LoadCPU = s.messages, took.Seconds(), loadCPU.Seconds()
+	if !s.mode.hold {
+		time.Sleep(settle)
+	}
+	if err := s.account(before); err != nil {
+		return err
+	}
+	return dest.check()
+}
+
+// destination is where the mode's mail goes.
+func (s *step) destination() (to string, dest arrivals, err error) {
+	switch {
+	case s.mode.hold:
+		return peer.Recipient, nowhere{}, nil
+	case s.mode.relay:
+		return "r@d0.example", s.sink, nil
+	}
+	dest, err = watchMaildir(s.server.Maildir)
+	return peer.Recipient, dest, err
+}
+
+// pass sends n messages and waits for them.
+func (s *step) pass(ctx context.Context, dest arrivals, to string, n int) (took, loadCPU time.Duration, err error) {
+	if err := dest.expect(n); err != nil {
+		return 0, 0, err
+	}
+	start := time.Now()
+	loadCPU, err = s.generate(ctx, to, n)
+	if err != nil {
+		return 0, 0, err
+	}
+	end, err := dest.wait(ctx)
+	return end.Sub(start), loadCPU, err
+}
+
+// generate runs a load generator as a process of its own.
+func (s *step) generate(ctx context.Context, to string, n int) (cpu time.Duration, err error) {
+	const from = "sender@load.example"
+	common := []string{"-s", fmt.Sprint(s.sessions), "-l", fmt.Sprint(s.size), "-m", fmt.Sprint(n), "-f", from, "-t", to}
+	var cmd *exec.Cmd
+	if s.mode.pipeline || s.generator == "own" {
+		args := append([]string{"load", "-addr", s.server.Addr.String()}, common...)
+		args = append(args, fmt.Sprint("-pipeline=", s.mode.pipeline), fmt.Sprint("-keep=", !s.mode.single))
+		cmd = exec.CommandContext(ctx, s.self, args...)
+	} else {
+		args := common
+		if !s.mode.single {
+			args = append(args, "-d")
+		}
+		cmd = exec.CommandContext(ctx, "smtp-source", append(args, s.server.Addr.String())...)
+	}
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	cmd.WaitDelay = time.Second
+	if err := cmd.Run(); err != nil {
+		return 0, fmt.Errorf("%s: %w: %s%s", filepath.Base(cmd.Path), errors.Join(err, context.Cause(ctx)), strings.TrimSpace(errs.String()), out.Bytes())
+	}
+	if s.mode.pipeline || s.generator == "own" {
+		var res loaded
+		if err := json.Unmarshal(out.Bytes(), &res); err != nil {
+			return 0, fmt.Errorf("load generator: %w", err)
+		}
+		if res.Failed > 0 {
+			return 0, fmt.Errorf("%d of %d messages were not accepted: %s", res.Failed, n, strings.Join(res.Reasons, "; "))
+		}
+	}
+	return cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime(), nil
+}
+
+// posts sends list posts one after the other, each when the one before has arrived everywhere.
+func posts(ctx context.Context, s *step) error {
+	s.sink.distinct = true
+	cfg := load.Config{Addr: s.server.Addr, Sessions: 1, Messages: 1, Pipeline: true, From: "list@load.example",
+		To: listRecipients(s.recipients, s.domains), Size: s.size}
+	if _, _, err := s.post(ctx, cfg); err != nil {
+		return fmt.Errorf("warming up: %w", err)
+	}
+	time.Sleep(settle)
+	before, err := s.costs()
+	if err != nil {
+		return err
+	}
+	for range s.posts {
+		took, own, err := s.post(ctx, cfg)
+		if err != nil {
+			return err
+		}
+		s.sample.Seconds += took.Seconds()
+		s.sample.LoadCPU += own.Seconds()
+	}
+	s.sample.Count = s.posts * s.recipients
+	time.Sleep(settle)
+	if err := s.account(before); err != nil {
+		return err
+	}
+	return s.sink.check()
+}
+
+// post sends one message to the whole list. It is sent from this process, since starting another takes as long as
+// some hundred recipients.
+func (s *step) post(ctx context.Context, cfg load.Config) (took, own time.Duration, err error) {
+	if err := s.sink.expect(s.recipients); err != nil {
+		return 0, 0, err
+	}
+	before, start := ownCPU(), time.Now()
+	res, err := load.Run(ctx, cfg)
+	if err == nil && res.Failed > 0 {
+		err = errors.New("the post was not accepted: " + strings.Join(res.Reasons, "; "))
+	}
+	if err != nil {
+		return 0, 0, err
+	}
+	own = ownCPU() - before
+	end, err := s.sink.wait(ctx)
+	return end.Sub(start), own, err
+}
+
+// hold opens idle sessions and looks how much memory they take.
+func hold(ctx context.Context, s *step) error {
+	// One session first, so that what every server needs for the very first is not divided among them.
+	first, err := load.Hold(ctx, s.server.Addr, 1)
+	if err != nil {
+		return err
+	}
+	defer first.Close()
+	time.Sleep(settle)
+	var empty meter.Memory
+	if empty, err = s.server.Tree.Memory(); err != nil {
+		return err
+	}
+	before, err := s.costs()
+	if err != nil {
+		return err
+	}
+	n := s.clients()
+	start := time.Now()
+	held, err := load.Hold(ctx, s.server.Addr, n)
+	if err != nil {
+		return err
+	}
+	defer held.Close()
+	s.sample.Seconds = time.Since(start).Seconds()
+	time.Sleep(settle)
+	if err := s.account(before); err != nil {
+		return err
+	}
+	if alive := held.Alive(); alive != n {
+		return fmt.Errorf("of %d sessions only %d were held", n, alive)
+	}
+	s.sample.Count = n
+	s.sample.Each = float64(s.sample.PSS-empty.PSS) / float64(n)
+	return nil
+}

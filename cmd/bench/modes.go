@@ -1,0 +1,71 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"qmail/cmd/bench/internal/report"
+)
+
+// mode is a kind of work. To add one is to add a line to modes.
+type mode struct {
+	report.Mode
+	run func(context.Context, *step) error
+
+	hold     bool // accepted mail stays in the queue
+	relay    bool // the recipient is at the sink
+	list     bool // recipients at many domains
+	held     bool // many sessions at once
+	single   bool // a new connection for every message
+	pipeline bool // by our own generator
+}
+
+// modes is every kind of work, in the order of the report.
+func modes() []mode {
+	const messages = "messages"
+	return []mode{
+		{Mode: report.Mode{Key: "a", Title: "accept, until 250", Unit: messages}, run: flow, hold: true},
+		{Mode: report.Mode{Key: "n", Title: "the same, a new connection for each message", Unit: messages}, run: flow, hold: true, single: true},
+		{Mode: report.Mode{Key: "p", Title: "the same, commands pipelined", Unit: messages}, run: flow, hold: true, pipeline: true},
+		{Mode: report.Mode{Key: "b", Title: "until all are in one Maildir", Unit: messages}, run: flow},
+		{Mode: report.Mode{Key: "c", Title: "until all have left to the sink", Unit: messages}, run: flow, relay: true},
+		{Mode: report.Mode{Key: "d", Title: "a message to many recipients, until all have left", Unit: "recipients"}, run: posts, list: true},
+		{Mode: report.Mode{Key: "e", Title: "idle sessions", Unit: "sessions"}, run: hold, held: true},
+	}
+}
+
+func allModes() string {
+	var keys []string
+	for _, m := range modes() {
+		keys = append(keys, m.Key)
+	}
+	return strings.Join(keys, ",")
+}
+
+func describeModes() string {
+	var b strings.Builder
+	for _, m := range modes() {
+		fmt.Fprintf(&b, "%s  %s, %s\n", m.Key, m.Title, m.Unit)
+	}
+	return strings.TrimSuffix(b.String(), "\n")
+}
+
+// pickModes finds modes by their letters, in the order of the report.
+func pickModes(keys string) ([]mode, error) {
+	want := map[string]bool{}
+	for k := range strings.SplitSeq(keys, ",") {
+		want[strings.TrimSpace(k)] = true
+	}
+	var picked []mode
+	for _, m := range modes() {
+		if want[m.Key] {
+			picked = append(picked, m)
+			delete(want, m.Key)
+		}
+	}
+	for k := range want {
+		return nil, fmt.Errorf("-modes: there is no mode %q", k)
+	}
+	return picked, nil
+}
