@@ -1,0 +1,143 @@
+// Command qmail is all of qmail's programs in one. It finds out which one is meant by the name under which it
+// was called (qmail-smtpd, sendmail, ...) or by its first argument (qmail smtpd), and does nothing else.
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+
+	"qmail/internal/role/home"
+	"qmail/internal/role/lspawn"
+	"qmail/internal/role/remote"
+	"qmail/internal/role/rspawn"
+	"qmail/internal/role/smtpd"
+	"qmail/internal/super"
+	"qmail/internal/system/env"
+)
+
+const version = "0.1.0-dev"
+
+const (
+	exitUsage = 100
+	exitLater = 111
+)
+
+// program is one of ours.
+type program struct {
+	link string // the name under which it is installed
+	main func(context.Context, *env.Env, []string) int
+	// signals says that the context ends with SIGTERM and SIGINT. Others see to their signals themselves, or
+	// simply die.
+	signals bool
+	about   string
+}
+
+// programs are the roles of this version.
+var programs = []program{
+	{"qmail-init", home.Main, false, "make a home"},
+	{"qmail-start", super.Main, false, "run everything"},
+	{"qmail-smtpd", smtpd.Main, true, "receive mail by SMTP"},
+	{"qmail-lspawn", lspawn.Main, true, "start deliveries to users"},
+	{"qmail-rspawn", rspawn.Main, true, "send mail to other machines"},
+	{"qmail-remote", remote.Main, false, "send one message to another machine"},
+}
+
+// absent are the classic programs that are not in this version. They exit 111, so that whoever calls one tries
+// again later instead of losing mail.
+var absent = []string{
+	"qmail-send", "qmail-local",
+	"qmail-queue", "qmail-inject", "sendmail", "newaliases", "mailq", "datemail", "predate", "mailsubj", "qmail-clean",
+	"forward", "except", "bouncesaying", "condredirect", "preline", "maildirmake", "maildir2mbox", "maildirwatch",
+	"qbiff", "qreceipt", "elq", "pinq", "qail", "splogger", "tcp-env", "dot-forward", "fastforward", "newinclude",
+	"qmail-getpw", "qmail-newu", "qmail-newmrh", "qmail-pw2u", "qmail-pop3d", "qmail-popup", "qmail-qmqpc", "qmail-qmqpd",
+	"qmail-qmtpd", "qmail-qread", "qmail-qstat", "qmail-showctl", "qmail-tcpto", "qmail-tcpok",
+	"setforward", "setmaillist", "printforward", "printmaillist", "maildirserial", "maildirsmtp", "maildirqmtp",
+	"serialsmtp", "serialqmtp", "setlock",
+}
+
+func main() {
+	name, args := filepath.Base(os.Args[0]), os.Args[1:]
+	p, known := find(name)
+	if !known { // our own name, or one that is none of ours
+		if len(args) == 0 {
+			usage(os.Stderr)
+			os.Exit(exitUsage)
+		}
+		name, args = args[0], args[1:]
+		if p, known = find(name); !known {
+			os.Exit(other(name))
+		}
+	}
+	if p.main == nil {
+		fmt.Fprintf(os.Stderr, "%s: not in this version\n", p.link)
+		os.Exit(exitLater)
+	}
+	os.Exit(run(p, args))
+}
+
+func run(p program, args []string) int {
+	e, err := env.Process()
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "%s: %v\n", p.link, err)
+		return exitLater
+	}
+	ctx := context.Background()
+	if p.signals {
+		var stop context.CancelFunc
+		ctx, stop = signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
+		defer stop()
+	}
+	return p.main(ctx, e, args)
+}
+
+// find looks a name up, with or without its "qmail-".
+func find(name string) (program, bool) {
+	for _, p := range programs {
+		if name == p.link || "qmail-"+name == p.link {
+			return p, true
+		}
+	}
+	for _, link := range absent {
+		if name == link || "qmail-"+name == link {
+			return program{link: link}, true
+		}
+	}
+	return program{}, false
+}
+
+// other is what our own name can be followed by besides programs.
+func other(name string) int {
+	switch name {
+	case "version", "-V", "--version":
+		fmt.Printf("qmail %s %s %s/%s\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	case "programs": // for those who make links
+		for _, p := range programs {
+			fmt.Println(p.link)
+		}
+		for _, link := range absent {
+			fmt.Println(link)
+		}
+	case "help", "-h", "--help":
+		usage(os.Stdout)
+	default:
+		fmt.Fprintf(os.Stderr, "qmail: there is no program %q; qmail help lists them\n", name)
+		return exitUsage
+	}
+	return 0
+}
+
+func usage(w io.Writer) {
+	fmt.Fprintln(w, "usage: qmail PROGRAM [arguments], where PROGRAM is one of")
+	for _, p := range programs {
+		fmt.Fprintf(w, "  %-8s %s\n", strings.TrimPrefix(p.link, "qmail-"), p.about)
+	}
+	fmt.Fprintln(w, "  version  say which version this is")
+	fmt.Fprintln(w, "  programs list the names under which programs are installed")
+}
