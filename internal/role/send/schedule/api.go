@@ -3,7 +3,7 @@
 // Events and the time go in (Add, Done, Alarm, Hold, Remove ...); jobs (Next) and a wake-up time (Wake) come
 // out. There is no goroutine, clock or I/O here, and one caller at a time. A caller's loop is
 //
-//	s := schedule.New(schedule.Defaults())
+//	s := schedule.New(schedule.Defaults(), now)
 //	for {
 //		for job, ok := s.Next(now); ok; job, ok = s.Next(now) {
 //			start(job) // ends in an event that calls s.Done(job.ID, letters, contact, now)

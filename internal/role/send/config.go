@@ -1,0 +1,161 @@
+package send
+
+import (
+	"fmt"
+	"os"
+	"os/user"
+	"strconv"
+	"time"
+
+	"qmail/internal/role/send/route"
+	"qmail/internal/role/send/schedule"
+	"qmail/internal/store/control"
+)
+
+// Config is what the control files say. It is read whole; a reload that fails keeps the old one.
+type Config struct {
+	Routes          *route.Table
+	Schedule        schedule.Options
+	DefaultDelivery string
+	BounceFrom      string // bouncefrom
+	BounceHost      string // bouncehost
+	DoubleBounce    string // doublebounceto@doublebouncehost
+}
+
+// maxConcurrency is the highest concurrencylocal or concurrencyremote; more would only fill memory.
+const maxConcurrency = 4000
+
+// ReadConfig reads the control files of a home. The error names the file.
+func ReadConfig(home string) (*Config, error) {
+	r := reader{dir: control.Open(home)}
+	c := &Config{
+		Routes:          r.routes(),
+		Schedule:        r.schedule(),
+		DefaultDelivery: r.delivery(),
+		BounceFrom:      r.lineOr("bouncefrom", "MAILER-DAEMON"),
+		BounceHost:      r.lineOrMe("bouncehost"),
+		DoubleBounce:    r.lineOr("doublebounceto", "postmaster") + "@" + r.lineOrMe("doublebouncehost"),
+	}
+	if r.err != nil {
+		return nil, r.err
+	}
+	return c, nil
+}
+
+// reader keeps the first error.
+type reader struct {
+	dir control.Dir
+	err error
+}
+
+func (r *reader) keep(name string, err error) {
+	if err != nil && r.err == nil {
+		r.err = fmt.Errorf("unable to read control/%s: %w", name, err)
+	}
+}
+
+func (r *reader) lineOr(name, otherwise string) string {
+	v, err := r.dir.LineOr(name, otherwise)
+	r.keep(name, err)
+	return v
+}
+
+func (r *reader) lineOrMe(name string) string {
+	v, err := r.dir.LineOrMe(name, name)
+	r.keep(name, err)
+	return v
+}
+
+func (r *reader) list(name string) ([]string, bool) {
+	v, ok, err := r.dir.List(name)
+	r.keep(name, err)
+	return v, ok
+}
+
+func (r *reader) routes() *route.Table {
+	locals, ok := r.list("locals")
+	if !ok {
+		me, present, err := r.dir.Line("me")
+		r.keep("me", err)
+		if !present && r.err == nil {
+			r.err = fmt.Errorf("neither control/locals nor control/me says which mail is local")
+		}
+		locals = []string{me}
+	}
+	virtual, _ := r.list("virtualdomains")
+	percent, _ := r.list("percenthack")
+	return &route.Table{
+		Locals:   control.NewSet(locals),
+		Virtual:  control.NewMap(virtual),
+		Percent:  control.NewSet(percent),
+		NoAtHost: r.lineOrMe("envnoathost"),
+	}
+}
+
+func (r *reader) schedule() schedule.Options {
+	o := schedule.Defaults()
+	o.Lifetime = time.Duration(min(r.number("queuelifetime", int64(o.Lifetime/time.Second)), 1<<33)) * time.Second
+	for channel, name := range [...]string{schedule.Local: "concurrencylocal", schedule.Remote: "concurrencyremote"} {
+		l := &o.Channels[channel]
+		l.Concurrency = int(min(r.number(name, int64(l.Concurrency)), maxConcurrency))
+	}
+	return o
+}
+
+func (r *reader) number(name string, otherwise int64) int64 {
+	v, err := r.dir.Int(name, otherwise)
+	r.keep(name, err)
+	return v
+}
+
+// delivery reads control/defaultdelivery, which may have several lines, as qmail-start's argument could.
+func (r *reader) delivery() string {
+	b, ok, err := r.dir.Read("defaultdelivery")
+	r.keep("defaultdelivery", err)
+	if !ok {
+		return "./Mailbox"
+	}
+	return string(b)
+}
+
+// identity says how the injectors of a home are to be named in Received lines.
+type identity struct {
+	qmaild, qmails, alias int // uids; -1 where the account does not exist
+}
+
+func lookupIdentity() identity {
+	return identity{qmaild: uidOf("qmaild"), qmails: uidOf("qmails"), alias: uidOf("alias")}
+}
+
+func uidOf(name string) int {
+	u, err := user.Lookup(name)
+	if err != nil {
+		return -1
+	}
+	uid, err := strconv.Atoi(u.Uid)
+	if err != nil {
+		return -1
+	}
+	return uid
+}
+
+// how is the middle of qmail-queue's Received line for an injector.
+func (i identity) how(uid int) string {
+	switch uid {
+	case i.alias:
+		return "by alias"
+	case i.qmaild:
+		return "from network"
+	case i.qmails:
+		return "for bounce"
+	}
+	return "by uid " + strconv.Itoa(uid)
+}
+
+// network is the uid that mail from the network has.
+func (i identity) network() int {
+	if i.qmaild >= 0 && os.Getuid() == i.qmails {
+		return i.qmaild
+	}
+	return os.Getuid()
+}
