@@ -179,6 +179,12 @@ func startRole(t *testing.T, files map[string]string) *running {
 	return r
 }
 
+// order returns when the role has done it: it takes the next one, which means nothing, only then.
+func (r *running) order(o env.Order) {
+	r.orders <- o
+	r.orders <- env.Order{}
+}
+
 // stop ends the role, once.
 func (r *running) stop(t *testing.T) {
 	t.Helper()
@@ -296,8 +302,7 @@ func TestTheLinkComesAndGoes(t *testing.T) {
 	c.expect("451 4.3.0", "x\r\n.\r\n", 1)
 	c.expect("451 4.3.0", "MAIL FROM:<>\r\nRCPT TO:<v@test.example>\r\n", 2)
 	ours, _ := r.link(t)
-	r.orders <- env.Order{Kind: env.Link, Name: "send", Link: ours}
-	r.orders <- env.Order{Kind: env.Reload} // taken after the link
+	r.order(env.Order{Kind: env.Link, Name: "send", Link: ours})
 	c.expect("250 2.1.5", "RCPT TO:<v@test.example>\r\n", 1)
 	c.expect("354", "DATA\r\n", 1)
 	c.expect("250 2.0.0", "x\r\n.\r\n", 1)
@@ -318,7 +323,9 @@ func TestLinkLostWithinALargeMessage(t *testing.T) {
 
 func TestARefusalBeforeTheEnd(t *testing.T) {
 	r := startRole(t, fixture)
+	r.mu.Lock()
 	r.refusing = errors.New("disk full")
+	r.mu.Unlock()
 	c := r.dial(t)
 	c.hello()
 	c.expect("354", toData, 3)
@@ -348,13 +355,11 @@ func TestReload(t *testing.T) {
 	c.hello()
 	c.expect("553", "MAIL FROM:<>\r\nRCPT TO:<u@new.example>\r\n", 2)
 	writeControl(t, r.home, "rcpthosts", "test.example\nnew.example\n")
-	r.orders <- env.Order{Kind: env.Reload}
-	r.orders <- env.Order{Kind: env.Reload} // the first is done once this one is taken
+	r.order(env.Order{Kind: env.Reload})
 	c.expect("553", "RCPT TO:<u@new.example>\r\n", 1)
 	c.expect("250 2.1.5", "RSET\r\nMAIL FROM:<>\r\nRCPT TO:<u@new.example>\r\n", 3)
 	writeControl(t, r.home, "rcpthosts", "test.example\n*\n")
-	r.orders <- env.Order{Kind: env.Reload}
-	r.orders <- env.Order{Kind: env.Reload}
+	r.order(env.Order{Kind: env.Reload})
 	c.expect("250 2.1.5", "RSET\r\nMAIL FROM:<>\r\nRCPT TO:<u@new.example>\r\n", 3)
 	if !strings.Contains(r.log.String(), "control/rcpthosts:2: malformed line") {
 		t.Errorf("log %q", r.log)
