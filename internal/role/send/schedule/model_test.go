@@ -253,6 +253,25 @@ func (m *model) structures() {
 		if could && c.line[d.bucket-1][d.place].id != n {
 			m.Fatal("a destination is lost")
 		}
+		due := 0
+		for _, e := range d.ready {
+			f := s.flows.at(e.id)
+			if f.first == 0 {
+				m.Fatalf("%s: an empty flow", d.name)
+			}
+			for u := f.first; ; u = s.units.at(u).fore {
+				if s.units.at(u).state != Ready || s.group(s.units.at(u)) != f.group || due > d.due {
+					m.Fatalf("%s: a foreign unit in a flow", d.name)
+				}
+				due++
+				if s.units.at(u).fore == f.first {
+					break
+				}
+			}
+		}
+		if due != d.due {
+			m.Fatalf("%s: %d units are due, counted %d", d.name, due, d.due)
+		}
 		if d.units > 0 {
 			stats[d.channel].Destinations++
 		}
