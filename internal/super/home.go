@@ -14,17 +14,20 @@ import (
 )
 
 // checkHome refuses a home whose files a stranger could put there: what we read and bind in it, we read and
-// bind as root. The queue belongs to its owner, everything else to us or root.
-func checkHome(home string, us, owner int) error {
+// bind as root. It belongs to us or to root; the queue's own directories belong to who runs qmail-send.
+func checkHome(home string, us, sender int) error {
 	for _, d := range []struct {
 		path   string
 		uid    int
 		orRoot bool
+		shared bool // may be written by others
 		hint   string
 	}{
-		{home, us, true, "qmail init makes a home"},
-		{filepath.Join(home, "control"), us, true, "this is not a home of qmail's"},
-		{filepath.Join(home, "queue"), owner, false, "this is not a home of qmail's"},
+		{home, us, true, false, "qmail init makes a home"},
+		{filepath.Join(home, "control"), us, true, false, "this is not a home of qmail's"},
+		{filepath.Join(home, "queue"), us, false, false, "this is not a home of qmail's"},
+		{filepath.Join(home, "queue/journal"), sender, false, false, "this is not a home of qmail's"},
+		{filepath.Join(home, "queue/drop"), sender, false, true, "this is not a home of qmail's"},
 	} {
 		info, err := os.Stat(d.path)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -40,29 +43,19 @@ func checkHome(home string, us, owner int) error {
 		if !ok || int(st.Uid) != d.uid && (st.Uid != 0 || !d.orRoot) {
 			return fmt.Errorf("%s: belongs to uid %d and not to uid %d", d.path, st.Uid, d.uid)
 		}
-		if info.Mode()&0o022 != 0 {
+		if info.Mode()&0o022 != 0 && !d.shared {
 			return fmt.Errorf("%s: can be written by others (mode %04o)", d.path, info.Mode().Perm())
 		}
 	}
 	return nil
 }
 
-// takeLock makes us the only qmail-start of a home for as long as the file is open. The directory may belong
-// to a user whom we do not trust, so the file has to be ours and known by no other name.
+// takeLock makes us the only qmail-start of a home for as long as the file is open.
 func takeLock(home string) (*os.File, error) {
 	path := filepath.Join(home, "queue", "start.lock")
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
 	if err != nil {
 		return nil, err
-	}
-	info, err := f.Stat()
-	if err != nil {
-		f.Close()
-		return nil, err
-	}
-	if st, ok := info.Sys().(*syscall.Stat_t); !ok || !info.Mode().IsRegular() || st.Nlink != 1 || int(st.Uid) != os.Geteuid() {
-		f.Close()
-		return nil, fmt.Errorf("%s: not a file of ours", path)
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		defer f.Close()

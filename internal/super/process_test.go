@@ -133,7 +133,8 @@ func newHouse(t *testing.T) *house {
 	t.Helper()
 	h := &house{t: t, home: t.TempDir(), address: freeAddress(t)}
 	h.log = filepath.Join(t.TempDir(), "log")
-	for _, dir := range []string{"control", "queue"} {
+	dirs := []string{"control", "queue", "queue/journal", "queue/drop"}
+	for _, dir := range dirs {
 		if err := os.Mkdir(filepath.Join(h.home, dir), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -146,8 +147,8 @@ func newHouse(t *testing.T) *house {
 		if err := os.Chmod(filepath.Dir(h.home), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		for _, path := range []string{h.home, h.home + "/control", h.home + "/queue", h.home + "/control/listen"} {
-			if err := os.Chown(path, 65534, 65534); err != nil {
+		for _, name := range append(dirs, "", "control/listen") {
+			if err := os.Chown(filepath.Join(h.home, name), 65534, 65534); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -450,7 +451,7 @@ func TestAHomeThatOthersCouldChangeIsRefused(t *testing.T) {
 		{"a world-writable queue", func(h *house) error { return os.Chmod(h.home+"/queue", 0o777) }, "/queue: can be written by others (mode 0777)"},
 		{"a directory that is no home", func(h *house) error { return os.RemoveAll(h.home + "/control") }, "/control: does not exist (this is not a home of qmail's)"},
 		{"a file for a queue", func(h *house) error {
-			return errors.Join(os.Remove(h.home+"/queue"), os.WriteFile(h.home+"/queue", nil, 0o644))
+			return errors.Join(os.RemoveAll(h.home+"/queue"), os.WriteFile(h.home+"/queue", nil, 0o644))
 		}, "/queue: not a directory"},
 		{"a malformed control/listen", func(h *house) error {
 			return os.WriteFile(h.home+"/control/listen", []byte("\n# fine\nsmtp 127.0.0.1:0\n"), 0o644)
@@ -471,18 +472,23 @@ func TestAHomeThatOthersCouldChangeIsRefused(t *testing.T) {
 			}
 		})
 	}
-	t.Run("somebody else's queue", func(t *testing.T) {
-		if os.Geteuid() != 0 {
-			t.Skip("only root can give files away")
-		}
-		h := newHouse(t)
-		if err := os.Chown(h.home+"/queue", 12345, 12345); err != nil {
-			t.Fatal(err)
-		}
-		if err := checkHome(h.home, 65534, 65534); err == nil || !strings.HasSuffix(err.Error(), "/queue: belongs to uid 12345 and not to uid 65534") {
-			t.Errorf("%v", err)
-		}
-	})
+	for _, name := range []string{"", "/control", "/queue", "/queue/journal", "/queue/drop"} {
+		t.Run("somebody else's home"+name, func(t *testing.T) {
+			if os.Geteuid() != 0 {
+				t.Skip("only root can give files away")
+			}
+			h := newHouse(t)
+			if err := checkHome(h.home, 65534, 65534); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Chown(h.home+name, 12345, 12345); err != nil {
+				t.Fatal(err)
+			}
+			if err := checkHome(h.home, 65534, 65534); err == nil || err.Error() != h.home+name+": belongs to uid 12345 and not to uid 65534" {
+				t.Errorf("%v", err)
+			}
+		})
+	}
 }
 
 func TestTheDoorIsWhereInjectorsLookForIt(t *testing.T) {

@@ -67,11 +67,11 @@ func prepare(e *env.Env, log *slog.Logger) (s *super, done func(), err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	owner := os.Geteuid() // of the queue
+	sender := os.Geteuid()
 	if ids != nil {
-		owner = int(ids["send"].uid)
+		sender = int(ids["send"].uid)
 	}
-	if err := checkHome(e.Home, os.Geteuid(), owner); err != nil {
+	if err := checkHome(e.Home, os.Geteuid(), sender); err != nil {
 		return nil, nil, err
 	}
 	lock, err := takeLock(e.Home)

@@ -51,8 +51,9 @@ func (p *plan) dirs() []dir {
 		{"control", o.us, 0o755},
 		{"users", o.us, 0o755},
 		{"alias", o.alias, 0o755},
-		// Injectors have to reach the socket and drop/ in it; only its owner may list it or write to it.
-		{"queue", o.queue, 0o711},
+		// Injectors have to reach the socket and drop/ in it; nobody may list it, and only we write to it.
+		{"queue", o.us, 0o711},
+		{"queue/journal", o.queue, 0o700},
 		// Anybody may leave a message, nobody but the owner may see or touch those of others.
 		{"queue/drop", o.queue, 0o733 | os.ModeSticky},
 	}

@@ -130,7 +130,7 @@ func TestWithoutRootEverythingIsTheCallers(t *testing.T) {
 		}
 	}
 	modes(t, home, map[string]fs.FileMode{
-		".": 0o755, "control": 0o755, "queue": 0o711, "queue/drop": 0o733 | fs.ModeSticky,
+		".": 0o755, "control": 0o755, "queue": 0o711, "queue/journal": 0o700, "queue/drop": 0o733 | fs.ModeSticky,
 		"mail/alice": 0o700, "mail/alice/Maildir/new": 0o700, "mail/bob/Maildir/tmp": 0o700,
 	})
 }
@@ -190,7 +190,7 @@ func TestRootMakesUsersAndGivesEachHisPart(t *testing.T) {
 		return a
 	}
 	for path, a := range map[string]account{
-		"control": {1000, 1000}, "queue": id("qmails"), "queue/drop": id("qmails"), "alias": id("alias"), "alias/Maildir/new": id("alias"),
+		"control": {1000, 1000}, "queue": {1000, 1000}, "queue/journal": id("qmails"), "queue/drop": id("qmails"), "alias": id("alias"), "alias/Maildir/new": id("alias"),
 	} {
 		if w.owned[path] != a {
 			t.Errorf("%s belongs to %v, not %v", path, w.owned[path], a)
