@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"qmail/cmd/bench/internal/meter"
@@ -236,12 +237,15 @@ func write(dir string, files map[string]string) error {
 	return nil
 }
 
-// quickly runs a short command and gives its output in the error.
-func quickly(ctx context.Context, dir string, argv ...string) (string, error) {
+// quickly runs a short command as uid and gives its output, in the error if it fails.
+func quickly(ctx context.Context, dir string, uid int, argv ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Dir = dir
+	if uid != os.Getuid() {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
+	}
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("%s: %w: %s", strings.Join(argv, " "), err, bytes.TrimSpace(out))

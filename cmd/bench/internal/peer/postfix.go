@@ -57,7 +57,7 @@ $install || { apt-get update -q && $install; }`
 
 // Version is the package's version.
 func (Postfix) Version(ctx context.Context) string {
-	v, err := quickly(ctx, "/", "dpkg-query", "-W", "-f", "Postfix ${Version}", "postfix")
+	v, err := quickly(ctx, "/", os.Getuid(), "dpkg-query", "-W", "-f", "Postfix ${Version}", "postfix")
 	if err != nil {
 		return "Postfix of unknown version"
 	}
@@ -79,10 +79,10 @@ func (p Postfix) Start(ctx context.Context, s Setup) (*Running, error) {
 	); err != nil {
 		return nil, err
 	}
-	if _, err := quickly(ctx, s.Dir, "install", "-d", "-o", "postfix", filepath.Join(s.Dir, "data")); err != nil {
+	if _, err := quickly(ctx, s.Dir, 0, "install", "-d", "-o", "postfix", filepath.Join(s.Dir, "data")); err != nil {
 		return nil, err
 	}
-	if _, err := quickly(ctx, s.Dir, "postfix", "-c", conf, "check"); err != nil {
+	if _, err := quickly(ctx, s.Dir, 0, "postfix", "-c", conf, "check"); err != nil {
 		return nil, err
 	}
 	// What "postfix start-fg" ends in: master stays our child, and SIGTERM ends it with its children.
