@@ -45,20 +45,22 @@ func (d *door) submit(ctx context.Context, e *envelope.Envelope, head []byte, m 
 	}
 	ctx, cancel := context.WithTimeout(ctx, submitTime)
 	defer cancel()
-	var a enqueue.Accepted
 	if all := m.Bytes(); all != nil || m.Size() == 0 {
-		a, err = client.Submit(ctx, e, head, all)
+		_, err = client.Submit(ctx, e, head, all)
 	} else {
-		a, err = stream(ctx, client, e, head, m)
+		err = stream(ctx, client, e, head, m)
 	}
-	return strconv.FormatUint(a.ID, 10), err
+	return ownQP(), err
 }
 
+// ownQP is the "qp" under which qmail-send logs what comes through the door: the number of our process.
+func ownQP() string { return strconv.Itoa(os.Getpid()) }
+
 // stream sends a message that is not at hand as a whole.
-func stream(ctx context.Context, client *enqueue.Client, e *envelope.Envelope, head []byte, m *jobs.Body) (enqueue.Accepted, error) {
+func stream(ctx context.Context, client *enqueue.Client, e *envelope.Envelope, head []byte, m *jobs.Body) error {
 	out, err := client.Begin(e)
 	if err != nil {
-		return enqueue.Accepted{}, err
+		return err
 	}
 	defer out.Abort() // does nothing after Commit
 	in := whole(m)
@@ -66,9 +68,10 @@ func stream(ctx context.Context, client *enqueue.Client, e *envelope.Envelope, h
 		_, _ = io.Copy(out, in) // Commit knows of a failed write
 	}
 	if in.err != nil {
-		return enqueue.Accepted{}, because(errRead, in.err)
+		return because(errRead, in.err)
 	}
-	return out.Commit(ctx)
+	_, err = out.Commit(ctx)
+	return err
 }
 
 // open returns the connection, a new one if it has ended.
@@ -111,7 +114,7 @@ func (d *dropping) submit(ctx context.Context, e *envelope.Envelope, head []byte
 	if in.err != nil {
 		err = because(errRead, in.err)
 	}
-	return strconv.Itoa(os.Getpid()), err
+	return ownQP(), err
 }
 
 // substitute is the program that QMAILQUEUE names.

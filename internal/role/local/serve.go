@@ -16,16 +16,18 @@ import (
 // together is how many deliveries of a worker run at once.
 const together = 32
 
+// newWorker makes the worker of a user.
+func newWorker(e *env.Env, user, home, fallback string) *worker {
+	return &worker{site: newSite(e, &door{home: e.Home}), user: user, home: home, fallback: fallback, slots: make(chan struct{}, together)}
+}
+
 // serve takes jobs until qmail-send has no more. It does not stop for less: what it is told to do it finishes.
-func serve(ctx context.Context, e *env.Env, user, home, fallback string) int {
+func serve(ctx context.Context, e *env.Env, w *worker) int {
 	conn, err := ipc.FromFile(e.Stdin)
 	if err != nil {
 		fmt.Fprintln(e.Stderr, "descriptor 0 is no pipe of qmail-lspawn's:", err)
 		return exitLater
 	}
-	queue := &door{home: e.Home}
-	defer queue.close()
-	w := &worker{site: newSite(e, queue), user: user, home: home, fallback: fallback, slots: make(chan struct{}, together)}
 	if err := jobs.Serve(context.WithoutCancel(ctx), conn, w.handle); !jobs.Ended(err) {
 		fmt.Fprintln(e.Stderr, "qmail-send:", err)
 		return exitLater
