@@ -40,7 +40,7 @@ func run(ctx context.Context, e *env.Env, args []string) client.Result {
 	if info, err := os.Stat(e.Home); err != nil || !info.IsDir() {
 		return sorry("ZUnable to switch to home directory. (#4.3.0)\n")
 	}
-	settings, err := sender.LoadSettings(control.Open(e.Home))
+	settings, err := sender.LoadSettings(control.Open(e.Home), sender.Classic)
 	if err != nil {
 		return sorry("Z" + sender.NoControls)
 	}

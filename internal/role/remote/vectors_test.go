@@ -129,7 +129,7 @@ func TestRecordings(t *testing.T) {
 }
 
 func replay(t *testing.T, c *recording) {
-	subst := strings.NewReplacer("{{CLOSEDPORT}}", closedPort(t))
+	subst := strings.NewReplacer() // where nobody listens, the port stays a word
 	var servers []*fake
 	for i := range c.Servers {
 		f := startFake(t, c, i)

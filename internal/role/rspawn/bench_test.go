@@ -68,7 +68,7 @@ func BenchmarkRelay(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
-	settings, err := sender.LoadSettings(control.Open(home))
+	settings, err := sender.LoadSettings(control.Open(home), sender.Strict)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -40,7 +40,7 @@ func Main(ctx context.Context, e *env.Env, args []string) int {
 		return 100
 	}
 	dir := control.Open(e.Home)
-	settings, err := sender.LoadSettings(dir)
+	settings, err := sender.LoadSettings(dir, sender.Strict)
 	if err != nil {
 		log.Error("cannot start: unable to read controls", "err", err)
 		return 111
@@ -48,10 +48,10 @@ func Main(ctx context.Context, e *env.Env, args []string) int {
 	world, resolver := sender.Here(settings.Resolvers, e.Now, log)
 	defer resolver.Close()
 	s := &spawner{sender: sender.New(world), resolver: resolver, dir: dir, log: log}
-	defer s.sender.Close()
 	s.apply(settings)
 	if err := e.Ready(); err != nil {
 		log.Error("supervisor lost", "err", err)
+		s.sender.Close()
 		return 111
 	}
 	s.obey(ctx, e.Orders)
@@ -76,7 +76,7 @@ func (s *spawner) apply(settings sender.Settings) {
 }
 
 func (s *spawner) reload() {
-	settings, err := sender.LoadSettings(s.dir)
+	settings, err := sender.LoadSettings(s.dir, sender.Strict)
 	if err != nil {
 		s.log.Error("keeping the configuration as it is: unable to read controls", "err", err)
 		return
@@ -84,17 +84,17 @@ func (s *spawner) reload() {
 	s.apply(settings)
 }
 
-// obey serves links until an order says stop; then it waits for the jobs under way, for a while.
+// obey serves links until an order says stop, or ctx ends; then it waits for the jobs under way, for a while.
 func (s *spawner) obey(ctx context.Context, orders <-chan env.Order) {
-	ctx, cut := context.WithCancel(ctx)
+	serving, cut := context.WithCancel(context.WithoutCancel(ctx))
 	defer s.links.Wait()
+	defer s.sender.Close()
 	defer cut()
-	defer context.AfterFunc(ctx, s.sender.Close)()
 	for {
 		var o env.Order
 		select {
 		case <-ctx.Done():
-			return
+			o.Kind = env.Stop
 		case got, ok := <-orders:
 			if o = got; !ok {
 				o.Kind = env.Stop
@@ -102,20 +102,20 @@ func (s *spawner) obey(ctx context.Context, orders <-chan env.Order) {
 		}
 		switch o.Kind {
 		case env.Link:
-			s.links.Go(func() { s.serve(ctx, o.Link) })
+			s.links.Go(func() { s.serve(serving, o.Link) })
 		case env.Listen:
 			o.Listener.Close() // not ours to serve
 		case env.Reload:
 			s.reload()
 		case env.Stop:
-			s.wind(ctx)
+			s.wind()
 			return
 		}
 	}
 }
 
 // wind waits until the links have ended, or for stopPatience.
-func (s *spawner) wind(ctx context.Context) {
+func (s *spawner) wind() {
 	done := make(chan struct{})
 	go func() { s.links.Wait(); close(done) }()
 	timer := time.NewTimer(stopPatience)
@@ -123,7 +123,6 @@ func (s *spawner) wind(ctx context.Context) {
 	select {
 	case <-done:
 	case <-timer.C:
-	case <-ctx.Done():
 	}
 }
 

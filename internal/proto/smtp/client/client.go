@@ -84,7 +84,7 @@ func (c *Conn) Usable() bool { return !c.dead && c.in.empty() }
 // Quit ends the connection; the server's answer is not awaited.
 func (c *Conn) Quit() {
 	if !c.gone && c.in.err == nil {
-		if c.conn.SetWriteDeadline(time.Now().Add(min(time.Second, c.cap(waitCommand)))) == nil {
+		if c.conn.SetWriteDeadline(time.Now().Add(min(time.Second, c.within(waitCommand)))) == nil {
 			c.conn.Write([]byte("QUIT\r\n"))
 		}
 	}
@@ -97,7 +97,7 @@ func (c *Conn) Close() {
 	c.conn.Close()
 }
 
-func (c *Conn) cap(d time.Duration) time.Duration {
+func (c *Conn) within(d time.Duration) time.Duration {
 	if c.options.Timeout > 0 && c.options.Timeout < d {
 		return c.options.Timeout
 	}
@@ -179,7 +179,7 @@ func (c *Conn) command(line string, each func(line []byte)) (int, error) {
 
 // read reads one reply within d.
 func (c *Conn) read(d time.Duration, each func(line []byte)) (int, error) {
-	code, err := c.in.reply(time.Now().Add(c.cap(d)), each)
+	code, err := c.in.reply(time.Now().Add(c.within(d)), each)
 	if err != nil || code == 421 {
 		c.dead, c.gone = true, true
 	}
@@ -192,11 +192,11 @@ func (c *Conn) write(b []byte, d time.Duration) error {
 		c.dead = true
 		return errTurn
 	}
-	if err := c.conn.SetWriteDeadline(time.Now().Add(c.cap(d))); err != nil {
+	if err := c.conn.SetWriteDeadline(time.Now().Add(c.within(d))); err != nil {
 		return err
 	}
 	if _, err := c.conn.Write(b); err != nil {
-		c.dead = true
+		c.dead, c.gone = true, true
 		return err
 	}
 	return nil

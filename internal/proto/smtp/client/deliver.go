@@ -344,7 +344,7 @@ func (t *transaction) bodyFailed(err error) {
 		return
 	}
 	// The server closed early, or spoke: perhaps it said why.
-	code, rerr := t.in.reply(time.Now().Add(t.cap(time.Second)), nil)
+	code, rerr := t.in.reply(time.Now().Add(t.within(time.Second)), nil)
 	if rerr == nil && class(code) != 'K' {
 		t.end(class(code), t.addr+" failed after I sent the message.\n"+t.remoteSaid())
 		return

@@ -30,7 +30,7 @@ type reader struct {
 	r, w int
 	text []byte // of the last reply: lines end in LF, control bytes are '?'
 	head [maxLine]byte
-	err  error  // the connection's end
+	err  error // the connection's end
 }
 
 func (rd *reader) empty() bool { return rd.r == rd.w && rd.err == nil }

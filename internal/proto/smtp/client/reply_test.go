@@ -74,6 +74,43 @@ func TestReply(t *testing.T) {
 	}
 }
 
+// deaf is a server whose words stand fixed; what it is told is thrown away.
+type deaf struct{ chunked }
+
+func (*deaf) Write(p []byte) (int, error)      { return len(p), nil }
+func (*deaf) SetWriteDeadline(time.Time) error { return nil }
+func (*deaf) RemoteAddr() net.Addr             { return &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1)} }
+func (*deaf) Close() error                     { return nil }
+
+// FuzzServer: whatever a server says, the message has one verdict, each recipient a report, and none is K
+// without a 354 and a 2xx on lines of their own.
+func FuzzServer(f *testing.F) {
+	f.Add([]byte("220 x\r\n250-x\r\n250 PIPELINING\r\n250 ok\r\n250 ok\r\n550 no\r\n354 go\r\n250 taken\r\n250 ok\r\n"), 1)
+	f.Add([]byte("220 x\r\n502 x\r\n250 x\r\n250 ok\r\n250 ok\r\n250 ok\r\n354 go\r\n250 taken\r\n"), 7)
+	f.Fuzz(func(t *testing.T, in []byte, n int) {
+		c := New(&deaf{chunked{data: in, n: 1 + n&0xff}}, Options{Hello: "here.example"})
+		if c.Hello().Letter != 0 {
+			return
+		}
+		for range 3 {
+			if !c.Usable() {
+				break
+			}
+			r := c.Deliver(&Message{Recipients: []string{"a@x", "b@x"}, Body: Memory([]byte("x\n"))})
+			for i := range 2 {
+				text := r.Of(i)
+				if !strings.Contains("KZD", text[:1]) || text[len(text)-1] != '\n' || strings.ContainsAny(text, "\x00\r") {
+					t.Fatalf("%q", text)
+				}
+				if text[0] == 'K' && (!bytes.Contains(in, []byte("3")) || bytes.Count(in, []byte("\n2")) < 3) {
+					t.Fatalf("%q from %q", text, in)
+				}
+			}
+		}
+		c.Quit()
+	})
+}
+
 func FuzzReply(f *testing.F) { // law: bounded and clean, and packets do not matter
 	f.Add([]byte("250-a\r\n250 b\r\n421 bye\r\n"), 1)
 	f.Add([]byte("553-\r\n553\r\n\r\nx"), 2)

@@ -1,9 +1,11 @@
 package sender
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -12,21 +14,32 @@ import (
 	"qmail/internal/system/dns"
 )
 
+// Care says what a malformed line of a control file means.
+type Care bool
+
+const (
+	// Strict makes it an error, for who can say so and wait.
+	Strict Care = true
+	// Classic reads it as qmail-remote always did: no digits are the default, a route without a colon is
+	// none, and a route that makes no sense leads nowhere, for now.
+	Classic Care = false
+)
+
 // Load reads helohost (default me), smtproutes, timeoutconnect and timeoutremote. Where neither helohost nor me
 // exists, Hello is empty and everything is deferred. An error names the file, and the line where one is at fault.
-func Load(dir control.Dir) (*Config, error) {
+func Load(dir control.Dir, care Care) (*Config, error) {
 	c := &Config{}
 	var err error
 	if c.Hello, err = hello(dir); err != nil {
 		return nil, err
 	}
-	if c.ConnectTimeout, err = seconds(dir, "timeoutconnect", 60); err != nil {
+	if c.ConnectTimeout, err = seconds(dir, "timeoutconnect", 60, care); err != nil {
 		return nil, err
 	}
-	if c.Timeout, err = seconds(dir, "timeoutremote", 1200); err != nil {
+	if c.Timeout, err = seconds(dir, "timeoutremote", 1200, care); err != nil {
 		return nil, err
 	}
-	c.Route, err = routes(dir)
+	c.Route, err = routes(dir, care)
 	return c, err
 }
 
@@ -50,7 +63,7 @@ func hello(dir control.Dir) (string, error) {
 // maxSeconds bounds configured waits, so that they can be counted in nanoseconds.
 const maxSeconds = 24 * 3600
 
-func seconds(dir control.Dir, name string, otherwise int64) (time.Duration, error) {
+func seconds(dir control.Dir, name string, otherwise int64, care Care) (time.Duration, error) {
 	v, present, err := dir.Line(name)
 	if err != nil {
 		return 0, err
@@ -58,26 +71,27 @@ func seconds(dir control.Dir, name string, otherwise int64) (time.Duration, erro
 	n := otherwise
 	if present {
 		var ok bool
-		if n, ok = control.ScanInt(v); !ok {
+		if n, ok = control.ScanInt(v); !ok && care == Classic {
+			n = otherwise
+		} else if !ok {
 			return 0, fmt.Errorf("%s: line 1: %q is no number", dir.Path(name), v)
 		}
 	}
 	return time.Duration(min(max(n, 1), maxSeconds)) * time.Second, nil
 }
 
-// routes reads smtproutes; every line is checked now, not when mail needs it.
-func routes(dir control.Dir) (func(domain string) (smtproute.Relay, bool), error) {
+// nowhere is an address that no connection can be made to.
+func nowhere() smtproute.Relay { return smtproute.Relay{Addr: netip.IPv4Unspecified()} }
+
+// routes reads smtproutes.
+func routes(dir control.Dir, care Care) (func(domain string) (smtproute.Relay, bool), error) {
 	entries, _, err := dir.Entries("smtproutes")
 	if err != nil {
 		return nil, err
 	}
 	var lines []string
 	for _, e := range entries {
-		_, value, ok := strings.Cut(e.Text, ":")
-		if !ok {
-			return nil, fmt.Errorf("%s: line %d: %q has no colon", dir.Path("smtproutes"), e.Number, e.Text)
-		}
-		if _, err := smtproute.ParseRelay(value); err != nil {
+		if err := checkRoute(e.Text); err != nil && care == Strict {
 			return nil, fmt.Errorf("%s: line %d: %q: %w", dir.Path("smtproutes"), e.Number, e.Text, err)
 		}
 		lines = append(lines, e.Text)
@@ -89,8 +103,20 @@ func routes(dir control.Dir) (func(domain string) (smtproute.Relay, bool), error
 			return smtproute.Relay{}, false
 		}
 		relay, err := smtproute.ParseRelay(value)
-		return relay, err == nil
+		if err != nil {
+			relay = nowhere()
+		}
+		return relay, true
 	}, nil
+}
+
+func checkRoute(line string) error {
+	_, value, ok := strings.Cut(line, ":")
+	if !ok {
+		return errors.New("there is no colon")
+	}
+	_, err := smtproute.ParseRelay(value)
+	return err
 }
 
 // resolvConf is where the machine says whom to ask.
@@ -130,8 +156,8 @@ type Settings struct {
 }
 
 // LoadSettings reads all of it.
-func LoadSettings(dir control.Dir) (Settings, error) {
-	c, err := Load(dir)
+func LoadSettings(dir control.Dir, care Care) (Settings, error) {
+	c, err := Load(dir, care)
 	if err != nil {
 		return Settings{}, err
 	}

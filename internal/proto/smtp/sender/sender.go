@@ -101,6 +101,10 @@ const (
 	noConnect   = "Sorry, I wasn't able to establish an SMTP connection. (#4.4.1)\n"
 )
 
+// searchFor is how long another target may be begun: hosts that take connections and then say nothing must
+// not hold a message for hours.
+const searchFor = 10 * time.Minute
+
 // Send sends m to the servers of domain.
 func (s *Sender) Send(ctx context.Context, domain string, m *client.Message) client.Result {
 	n := len(m.Recipients)
@@ -116,12 +120,13 @@ func (s *Sender) Send(ctx context.Context, domain string, m *client.Message) cli
 		return r
 	}
 	last := verdict('Z', noConnect, n)
+	enough := s.world.Now().Add(searchFor)
 	for _, t := range targets {
 		r, next := s.tryTarget(ctx, c, t, m)
 		if r != nil {
 			last = *r
 		}
-		if !next || ctx.Err() != nil {
+		if !next || ctx.Err() != nil || s.world.Now().After(enough) {
 			break
 		}
 	}

@@ -261,6 +261,24 @@ func TestDeadHostsAreLeftAlone(t *testing.T) {
 	})
 }
 
+func TestTheSearchEnds(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		n := newInternet(t, map[string]string{})
+		for i := range 30 {
+			a := netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}).String()
+			n.hosts[a] = "mute"
+			n.add("A far.example " + a)
+		}
+		s := n.sender()
+		start := time.Now()
+		if got := send(s, "far.example"); got[0] != 'Z' || time.Since(start) > 15*time.Minute {
+			t.Errorf("%q after %v", got, time.Since(start))
+		}
+		s.Close()
+		n.wg.Wait()
+	})
+}
+
 func TestCloseCutsWhatIsUnderWay(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		n := newInternet(t, map[string]string{"10.0.0.1": "mute", "10.0.0.2": "ok"}, "A far.example 10.0.0.1", "A next.example 10.0.0.2")
@@ -369,7 +387,7 @@ func TestLoad(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			s, err := LoadSettings(control.Open(home))
+			s, err := LoadSettings(control.Open(home), Strict)
 			switch {
 			case tt.want != "":
 				if err == nil || !strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), home) {
@@ -390,6 +408,33 @@ func TestLoad(t *testing.T) {
 				t.Errorf("%+v %+v", s, relay)
 			}
 		})
+	}
+}
+
+func TestMalformedLinesMeanWhatTheyAlwaysDid(t *testing.T) {
+	home := t.TempDir()
+	if err := os.Mkdir(filepath.Join(home, "control"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{"me": "a\n", "smtproutes": "nonsense\nx.example:127.0.0.1:smtp\ny.example:[z]\n", "timeoutremote": "soon\n"} {
+		if err := os.WriteFile(filepath.Join(home, "control", name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c, err := Load(control.Open(home), Classic)
+	if err != nil || c.Timeout != 20*time.Minute {
+		t.Fatalf("%+v %v", c, err)
+	}
+	if _, ok := c.Route("nonsense"); ok {
+		t.Error("a line without a colon is a route")
+	}
+	n := newInternet(t, nil)
+	s := n.sender()
+	s.Configure(c)
+	for _, domain := range []string{"x.example", "y.example"} {
+		if got := send(s, domain); got != "ZSorry, I wasn't able to establish an SMTP connection. (#4.4.1)" {
+			t.Errorf("%s: %q", domain, got)
+		}
 	}
 }
 
