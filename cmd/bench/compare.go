@@ -29,7 +29,7 @@ type comparison struct {
 	rounds, messages, size, sessions            int
 	posts, recipients, domains                  int
 	held, heldTheirs                            int
-	deadline                                    time.Duration
+	deadline, calm                              time.Duration
 	keep, install, quiet, oneRelay              bool
 
 	report report.Report
@@ -91,6 +91,7 @@ func (c *comparison) flags(args []string) (err error) {
 	fs.BoolVar(&c.keep, "keep", false, "leave the scratch directory behind, with every server's files and logs")
 	fs.BoolVar(&c.install, "install", false, "let apt install Postfix if it is missing and we are root")
 	fs.BoolVar(&c.quiet, "postfix-unlogged", false, "give Postfix no log to write, which makes it faster")
+	fs.DurationVar(&c.calm, "calm", 0, "before each measurement wait, at most so long, until others take less than a tenth of the CPUs")
 	fs.DurationVar(&c.deadline, "deadline", 2*time.Minute, "how long one measurement may take")
 	if err := fs.Parse(args); err != nil {
 		return err
@@ -205,6 +206,9 @@ func (c *comparison) run(ctx context.Context, peers []peer.Peer) error {
 		}
 		for _, m := range c.modes {
 			for _, p := range turn {
+				if err := becalm(ctx, c.calm); err != nil {
+					return err
+				}
 				s, err := c.measure(ctx, m, p, round)
 				if err != nil {
 					return fmt.Errorf("round %d, mode %s, %s: %w", round+1, m.Key, p.Name(), err)
@@ -225,8 +229,15 @@ func (c *comparison) print() error {
 	}
 	c.report.Took = time.Since(c.report.Begun).Seconds()
 	var modes []report.Mode
+	var busiest float64
 	for _, m := range c.modes {
 		modes = append(modes, m.Mode)
+	}
+	for _, s := range c.report.Samples {
+		busiest = max(busiest, s.Others)
+	}
+	if busiest > tooBusy {
+		c.note(fmt.Sprintf("the machine was busy with other work: up to %.0f %% of all CPUs", 100*busiest))
 	}
 	c.report.Summarize(modes, ours, theirs)
 	if err := c.report.Table(os.Stdout, ours, theirs); err != nil || c.json == "" {

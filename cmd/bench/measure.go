@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 
@@ -109,15 +110,18 @@ func tidy(dir string) {
 // holds is read then too.
 const settle = 200 * time.Millisecond
 
-// costs reads what the work between two moments has cost.
+// costs is what has been spent up to a moment.
 type costs struct {
-	server, sink, self time.Duration
+	at                          time.Time
+	server, sink, self, machine time.Duration
 }
 
 func (s *step) costs() (c costs, err error) {
-	c.server, err = s.server.Tree.CPU()
-	c.sink, c.self = s.sink.cpu(), ownCPU()
-	return c, err
+	var errs [2]error
+	c.server, errs[0] = s.server.Tree.CPU()
+	c.machine, errs[1] = meter.Machine()
+	c.at, c.sink, c.self = time.Now(), s.sink.cpu(), ownCPU()
+	return c, errors.Join(errs[:]...)
 }
 
 // account fills the sample with what has been spent since before, and with the memory held now.
@@ -128,6 +132,11 @@ func (s *step) account(before costs) error {
 	}
 	s.sample.CPU = (after.server - before.server).Seconds()
 	s.sample.SinkCPU = (after.sink - before.sink).Seconds()
+	known := s.sample.CPU + s.sample.SinkCPU + (after.self - before.self).Seconds()
+	if !s.mode.list {
+		known += s.sample.LoadCPU // else it is ours
+	}
+	s.sample.Others = max(0, (after.machine-before.machine).Seconds()-known) / after.at.Sub(before.at).Seconds() / float64(runtime.NumCPU())
 	return s.memory()
 }
 
@@ -314,5 +323,32 @@ func hold(ctx context.Context, s *step) error {
 	}
 	s.sample.Count = n
 	s.sample.Each = float64(s.sample.PSS-empty.PSS) / float64(n)
+	return nil
+}
+
+// tooBusy is the share of the CPUs that others may have before the figures are worth little.
+const tooBusy = 0.1
+
+// becalm waits until the machine is idle but for us, or for as long as it may.
+func becalm(ctx context.Context, patience time.Duration) error {
+	const look = time.Second
+	for end := time.Now().Add(patience); time.Now().Before(end); {
+		before, err := meter.Machine()
+		if err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(look):
+		}
+		after, err := meter.Machine()
+		if err != nil {
+			return err
+		}
+		if (after-before).Seconds() < tooBusy*look.Seconds()*float64(runtime.NumCPU()) {
+			return nil
+		}
+	}
 	return nil
 }

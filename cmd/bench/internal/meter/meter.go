@@ -89,6 +89,34 @@ func (t Tree) Memory() (Memory, error) {
 	return m, nil
 }
 
+// Machine is the time all CPUs together have spent on processes and interrupts since the machine started, to the tick.
+// What it grows by and the measured processes do not account for is the work of others, which makes figures worthless.
+func Machine() (time.Duration, error) {
+	b, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0, err
+	}
+	return busy(b)
+}
+
+// busy reads the first line of proc(5) stat: user, nice, system, idle, iowait, irq, softirq, steal and more.
+func busy(b []byte) (time.Duration, error) {
+	line, _, _ := bytes.Cut(b, []byte("\n"))
+	f := bytes.Fields(line)
+	if len(f) < 8 || string(f[0]) != "cpu" {
+		return 0, errors.New("meter: /proc/stat is not as proc(5) says")
+	}
+	var sum time.Duration
+	for _, i := range []int{1, 2, 3, 6, 7} {
+		n, err := strconv.ParseInt(string(f[i]), 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("meter: /proc/stat: %w", err)
+		}
+		sum += time.Duration(n) * tick
+	}
+	return sum, nil
+}
+
 // gone reports that a process ended while it was looked at.
 func gone(err error) bool { return errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) }
 

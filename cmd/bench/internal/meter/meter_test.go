@@ -96,3 +96,18 @@ func TestKilobytes(t *testing.T) {
 		}
 	}
 }
+
+func TestBusy(t *testing.T) {
+	got, err := busy([]byte("cpu  1 2 4 1000 1000 8 16 1000 0 0\ncpu0 9 9\n"))
+	if err != nil || got != 31*tick {
+		t.Errorf("busy = %v, %v", got, err)
+	}
+	for _, bad := range []string{"", "cpu 1 2", "cpu  1 2 x 4 5 6 7 8", "gpu  1 2 3 4 5 6 7 8"} {
+		if got, err := busy([]byte(bad)); err == nil {
+			t.Errorf("busy(%q) = %v", bad, got)
+		}
+	}
+	if _, err := Machine(); err != nil {
+		t.Error(err)
+	}
+}

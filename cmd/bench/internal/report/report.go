@@ -26,6 +26,9 @@ type Sample struct {
 	LoadCPU float64 `json:"load_cpu"`
 	SinkCPU float64 `json:"sink_cpu"`
 
+	// Others is the share of all CPUs that the rest of the machine took meanwhile, from 0 to 1.
+	Others float64 `json:"others"`
+
 	Processes int   `json:"processes"`
 	RSS       int64 `json:"rss"`
 	PSS       int64 `json:"pss"`
@@ -78,6 +81,7 @@ type Side struct {
 	SinkCost Spread  `json:"sink_cpu_us"`
 	PSS      Spread  `json:"pss"`
 	RSS      Spread  `json:"rss"`
+	Others   Spread  `json:"others"`
 	Each     *Spread `json:"each,omitempty"`
 }
 
@@ -144,6 +148,7 @@ func side(s []Sample) Side {
 		SinkCost: over(s, func(s Sample) float64 { return 1e6 * ratio(s.SinkCPU, float64(s.Count)) }),
 		PSS:      over(s, func(s Sample) float64 { return float64(s.PSS) }),
 		RSS:      over(s, func(s Sample) float64 { return float64(s.RSS) }),
+		Others:   over(s, func(s Sample) float64 { return 100 * s.Others }),
 	}
 	if s[0].Each > 0 {
 		each := over(s, func(s Sample) float64 { return s.Each })
@@ -213,30 +218,43 @@ func (r *Report) Table(w io.Writer, ours, theirs string) error {
 	for _, n := range r.Notes {
 		fmt.Fprintf(w, "note: %s\n", n)
 	}
-	fmt.Fprintf(w, "\nMedian of the rounds, with the least and the greatest. CPU is user and system time for one message, recipient or\n"+
-		"session: of all the server's processes, of the load generator, of the sink. Memory is the sum of PSS at the end.\n\n")
+	fmt.Fprint(w, explanation)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "mode\tserver\trate /s\tCPU us\tload us\tsink us\tmemory MiB\tKiB/session")
+	fmt.Fprintln(t, "mode\tserver\trate /s\tCPU us\tload us\tsink us\tmemory MiB\tothers %\tKiB/session")
 	for _, m := range r.Modes {
-		fmt.Fprintf(t, "%s\n", m.Key+" "+m.Title+", "+m.Unit)
 		for _, name := range []string{ours, theirs} {
-			s, ok := m.Sides[name]
-			if !ok {
-				continue
+			if s, ok := m.Sides[name]; ok {
+				s.row(t, m.Key, name)
 			}
-			fmt.Fprintf(t, "\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", name, s.Rate.text("%.0f", 1), s.Cost.text("%.0f", 1), one("%.0f", s.LoadCost.Median),
-				one("%.0f", s.SinkCost.Median), s.PSS.text("%.0f", 1<<20), optional(s.Each, "%.1f", 1<<10))
 		}
 		if q := m.Ratios; q != nil {
-			fmt.Fprintf(t, "\tratio\t%s\t%s\t\t\t%s\t%s\n", q.Rate.text("x%.2f", 1), q.CPU.text("1/%.2f", 1), q.Memory.text("1/%.2f", 1), optional(q.Each, "1/%.1f", 1))
+			fmt.Fprintf(t, "%s\tratio\t%s\t%s\t\t\t%s\t\t%s\n", m.Key, q.Rate.text("x%.2f", 1), q.CPU.text("1/%.2f", 1), q.Memory.text("1/%.2f", 1), optional(q.Each, "1/%.1f", 1))
 		}
 	}
-	return t.Flush()
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	for _, m := range r.Modes {
+		fmt.Fprintf(w, "%s: %s (%s)\n", m.Key, m.Title, m.Unit)
+	}
+	return nil
+}
+
+const explanation = `
+The median of the rounds, with the least and the greatest. CPU is user and system time for one message, recipient or session:
+of all the server's processes, of the load generator, of the sink. Memory is the sum of PSS at the end. Others is what the rest
+of the machine took of all CPUs meanwhile: figures from a busy machine say little. A ratio compares the two within a round.
+
+`
+
+func (s Side) row(w io.Writer, mode, name string) {
+	fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", mode, name, s.Rate.text("%.0f", 1), s.Cost.text("%.0f", 1), one("%.0f", s.LoadCost.Median),
+		one("%.0f", s.SinkCost.Median), s.PSS.text("%.0f", 1<<20), s.Others.text("%.0f", 1), optional(s.Each, "%.1f", 1<<10))
 }
 
 func (s Spread) text(format string, unit float64) string {
 	f := func(v float64) string { return fmt.Sprintf(format, v/unit) }
-	plain := func(v float64) string { return strings.TrimLeft(f(v), "x") }
+	plain := func(v float64) string { return strings.TrimPrefix(strings.TrimPrefix(f(v), "x"), "1/") }
 	if s.Min == s.Max {
 		return f(s.Median)
 	}
