@@ -17,9 +17,7 @@ const (
 // A-label (RFC 5890). It is false for what cannot name a host: anything but letters, digits, hyphens,
 // underscores and dots, an empty or an over-long label.
 func ASCII(name string) (string, bool) {
-	if strings.HasSuffix(name, ".") {
-		name = name[:len(name)-1]
-	}
+	name = strings.TrimSuffix(name, ".")
 	if hasHighByte(name) {
 		if len(name) > 4*maxName || !utf8.ValidString(name) {
 			return "", false
