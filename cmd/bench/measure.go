@@ -346,7 +346,7 @@ func becalm(ctx context.Context, patience time.Duration) error {
 		if err != nil {
 			return err
 		}
-		if (after-before).Seconds() < tooBusy*look.Seconds()*float64(runtime.NumCPU()) {
+		if (after - before).Seconds() < tooBusy*look.Seconds()*float64(runtime.NumCPU()) {
 			return nil
 		}
 	}
