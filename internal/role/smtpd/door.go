@@ -18,7 +18,7 @@ import (
 // memory, within one bound for all, and gives them to qmail-send over the link of the day.
 type door struct {
 	link   atomic.Pointer[enqueue.Client] // nil until the supervisor has brought one
-	memory func() int64                   // bytes that all messages may hold
+	memory func() int64                   // bytes that all messages and lists of recipients may hold
 	held   atomic.Int64
 	known  verdicts
 	rooms  [len(sizes)]sync.Pool // of *room
@@ -116,11 +116,19 @@ type message struct {
 	stream   *enqueue.Message
 }
 
+// hold takes memory out of what there is for all, or gives it back.
+func (d *door) hold(bytes int) bool {
+	if d.held.Add(int64(bytes)) > d.memory() && bytes > 0 {
+		d.held.Add(-int64(bytes))
+		return false
+	}
+	return true
+}
+
 // grow moves the message to a buffer of a size, if the bound for all allows.
 func (m *message) grow(size int) bool {
 	d := m.door
-	if d.held.Add(int64(sizes[size])) > d.memory() {
-		d.held.Add(-int64(sizes[size]))
+	if !d.hold(sizes[size]) {
 		return false
 	}
 	r, _ := d.rooms[size].Get().(*room)
@@ -139,7 +147,7 @@ func (m *message) grow(size int) bool {
 func (m *message) release() {
 	if m.room != nil {
 		m.door.rooms[m.size].Put(m.room)
-		m.door.held.Add(-int64(sizes[m.size]))
+		m.door.hold(-sizes[m.size])
 		m.room = nil
 	}
 }

@@ -7,9 +7,10 @@
 // are read at the start, where an error ends the program, and again on a reload, where it keeps what was
 // before. Environment: DATABYTES, RELAYCLIENT.
 //
-// Memory is bounded: by concurrencyincoming times what an idle session holds (see proto/smtp/server), by
-// maxrecipients, and by maxmemory for the messages that are coming in. Of those, up to 256 KiB each are kept
-// until complete; larger ones go to qmail-send as they come, which puts them into a file.
+// Memory is bounded: by concurrencyincoming times what a session holds (some 8 KB, and while a message comes in
+// 32 KiB more; see proto/smtp/server), and by maxmemory for all that sessions have been sent, messages and long
+// lists of recipients. Of messages, up to 256 KiB each are kept until complete; larger ones go to qmail-send as
+// they come, which puts them into a file.
 package smtpd
 
 import (
@@ -91,6 +92,7 @@ func newDaemon(e *env.Env, config *Config, own []netip.Addr) *daemon {
 		Settings: func() *server.Config { return &d.config.Load().Session },
 		Queue:    &d.door,
 		Now:      e.Now,
+		Hold:     d.door.hold,
 		Refused:  func(p *server.Peer, command, reply string) { d.refusals.note(p.IP, command, reply) },
 	}
 	d.group = serve.Group{

@@ -1,6 +1,7 @@
 package smtpd
 
 import (
+	"strings"
 	"sync"
 	"time"
 
@@ -50,5 +51,5 @@ func (v *verdicts) put(recipient string, refusal *reply.Error, now time.Time) {
 	if v.young == nil || len(v.young) >= verdictsMax || now.Sub(v.born) >= verdictTime {
 		v.old, v.young, v.born = v.young, map[string]verdict{}, now
 	}
-	v.young[recipient] = verdict{refusal, now}
+	v.young[strings.Clone(recipient)] = verdict{refusal, now} // else the whole command line is kept with it
 }

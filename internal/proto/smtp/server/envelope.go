@@ -44,6 +44,7 @@ func (s *Session) mailFrom(dst, arg []byte) ([]byte, Next) {
 func (s *Session) rcptTo(dst, arg []byte) ([]byte, Next) {
 	if s.config.MaxRecipients > 0 && len(s.tx.envelope.Recipients) >= s.config.MaxRecipients {
 		s.tx.over++
+		s.pardoned = s.tx.over <= maxOvershoot
 		return append(dst, "452 4.5.3 too many recipients, send me the others in another message (#4.5.3)\r\n"...), More
 	}
 	text, ok := cutWord(arg, "to:")
@@ -64,18 +65,25 @@ func (s *Session) rcptTo(dst, arg []byte) ([]byte, Next) {
 		return appendError(dst, err), More
 	}
 	s.tx.asked = recipient
+	s.tx.askedFor = len(text) + recipientSize
 	return dst, Verify
 }
+
+// recipientSize is what a recipient costs besides its text.
+const recipientSize = 48
 
 // Asked is the recipient that Verify is about.
 func (s *Session) Asked() string { return s.tx.asked }
 
 // Verified continues after Verify: err nil means that the queue would take Asked.
 func (s *Session) Verified(dst []byte, err error) ([]byte, Next) {
+	size := s.tx.askedFor
+	s.tx.askedFor = 0
 	if err != nil {
 		return s.judge(appendError(dst, err), len(dst), More)
 	}
 	s.at = rcpt
+	s.tx.size += size
 	s.tx.envelope.Recipients = append(s.tx.envelope.Recipients, s.tx.asked)
 	return append(dst, "250 2.1.5 ok\r\n"...), More
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"qmail/internal/format/envelope"
+	"qmail/internal/format/reply"
 )
 
 // Queue is where recipients are known and messages go. Its calls return within a time of its own choice.
@@ -52,6 +53,9 @@ type Server struct {
 	Settings func() *Config // what holds for new transactions
 	Queue    Queue
 	Now      func() time.Time
+	// Hold, if set, is asked before recipients of one message take up more memory than every session may, and
+	// told with a negative number when that is given back.
+	Hold func(bytes int) bool
 	// Refused, if set, is told each refusal and what it was a reply to. Both may hold any bytes.
 	Refused func(p *Peer, command, reply string)
 
@@ -61,6 +65,8 @@ type Server struct {
 const (
 	smallInput = 1 << 10  // what an idle session holds
 	flushAt    = 4 << 10  // replies beyond this wait for no more
+	freeHold   = 4 << 10  // memory for recipients that is not asked for
+	holdStep   = 16 << 10 // and how much is asked for at a time
 	maxDiscard = 64 << 20 // of a message known to be refused, beyond databytes
 	maxLinger  = 64 << 10 // of input after our last word
 	lingerTime = time.Second
@@ -73,6 +79,7 @@ var (
 	errStopping = errors.New("smtp: stopping")
 	errLine     = errors.New("smtp: malformed line")
 	errEndless  = errors.New("smtp: endless message")
+	errMemory   = reply.Temporary("4.3.0", "too many recipients for all clients together, try again later (#4.3.0)", nil)
 )
 
 // Serve holds one session and returns when it is over; closing the stream is up to the caller. When ctx ends,
@@ -82,6 +89,7 @@ func (v *Server) Serve(ctx context.Context, stream Stream, peer *Peer) error {
 	c := &conversation{server: v, stream: stream, peer: peer, session: New(v.Settings, peer)}
 	c.in, c.out, c.began = c.smallIn[:], c.smallOut[:0], time.Now()
 	defer c.release()
+	defer c.letGo()
 	defer context.AfterFunc(ctx, c.interrupt)()
 	return c.run()
 }
@@ -98,6 +106,7 @@ type conversation struct {
 	block    *block // in, when the small buffer will not do
 	out      []byte // replies not yet sent
 	began    time.Time
+	held     int // bytes asked for with Hold
 	stopping atomic.Bool
 
 	smallIn  [smallInput]byte
@@ -164,7 +173,7 @@ func (c *conversation) step(line []byte) (Next, error) {
 		from = len(c.out)
 		switch next {
 		case Verify:
-			c.out, next = c.session.Verified(c.out, c.server.Queue.Verify(c.session.Asked()))
+			c.out, next = c.session.Verified(c.out, c.verify())
 		case Open:
 			m, err := c.server.Queue.Open(c.session.Envelope())
 			c.out, next = c.session.Opened(c.out, err)
@@ -176,11 +185,37 @@ func (c *conversation) step(line []byte) (Next, error) {
 			}
 			line, from = nil, len(c.out) // the line is overwritten, and message has told what is to tell
 		default:
+			if c.session.Held() == 0 {
+				c.letGo()
+			}
 			if len(c.out) >= flushAt {
 				return next, c.flush()
 			}
 			return next, nil
 		}
+	}
+}
+
+// verify asks for the recipient, and for the memory that it takes.
+func (c *conversation) verify() error {
+	if err := c.server.Queue.Verify(c.session.Asked()); err != nil {
+		return err
+	}
+	if c.server.Hold == nil || c.session.Held() <= freeHold+c.held {
+		return nil
+	}
+	if !c.server.Hold(holdStep) {
+		return errMemory
+	}
+	c.held += holdStep
+	return nil
+}
+
+// letGo gives back the memory of a transaction that is over.
+func (c *conversation) letGo() {
+	if c.held > 0 {
+		c.server.Hold(-c.held)
+		c.held = 0
 	}
 }
 

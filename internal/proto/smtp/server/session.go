@@ -129,6 +129,7 @@ type Session struct {
 	name     string // HELO's argument
 	extended bool   // EHLO, not HELO
 	counted  counts
+	pardoned bool // the reply at hand does not count as an error
 	tx       transaction
 }
 
@@ -137,6 +138,8 @@ type transaction struct {
 	envelope envelope.Envelope
 	utf8     bool // the client said SMTPUTF8
 	asked    string
+	askedFor int // bytes that asked holds, about
+	size     int // bytes that the recipients hold
 	over     int // recipients beyond the limit
 	body     Decoder
 	failure  error // of the queue, while the message was coming in
@@ -197,7 +200,8 @@ func (s *Session) judge(dst []byte, from int, next Next) ([]byte, Next) {
 	if next == Close || len(dst) == from || dst[from] < '4' {
 		return dst, next
 	}
-	if s.tx.over > 0 && s.tx.over <= maxOvershoot {
+	if s.pardoned {
+		s.pardoned = false
 		return dst, next
 	}
 	if s.counted.errors++; s.counted.errors > s.maxErrors() {
@@ -274,6 +278,9 @@ func (s *Session) data(dst, arg []byte) ([]byte, Next) {
 	}
 	return dst, Open
 }
+
+// Held is about how many bytes of memory the recipients so far hold, Asked included.
+func (s *Session) Held() int { return s.tx.size + s.tx.askedFor }
 
 // Envelope is what Open is about. It is valid until Ended.
 func (s *Session) Envelope() *envelope.Envelope { return &s.tx.envelope }

@@ -170,6 +170,7 @@ func TestLimits(t *testing.T) {
 		{"an accepted message makes up for errors", ehlo + strings.Repeat("FOO\r\n", 15) + from + to + "DATA\r\n" + text + strings.Repeat("FOO\r\n", 15), "502 5.5.1", 36},
 		{"a thousand idle commands end the session", strings.Repeat("NOOP\r\nRSET\r\n", 1000), "421 4.7.0", 1002},
 		{"recipients beyond the limit", ehlo + from + strings.Repeat(to, 150), "452 4.5.3", 153},
+		{"which pardons no other error", ehlo + from + strings.Repeat(to, 101) + strings.Repeat("FOO\r\n", 100), "421 4.7.0", 3 + 101 + 21},
 		{"and far beyond it", ehlo + from + strings.Repeat(to, 100000), "421 4.7.0", 3 + 100 + maxOvershoot + 21},
 	}
 	for _, tt := range tests {
@@ -179,6 +180,33 @@ func TestLimits(t *testing.T) {
 				t.Errorf("%d replies, the last %s; want %d, %s", len(got), got[len(got)-1], tt.replies, tt.end)
 			}
 		})
+	}
+}
+
+func TestRecipientsOfAllSessionsShareABound(t *testing.T) {
+	held, most := 0, 0
+	v := newServer(&memoryQueue{})
+	v.Hold = func(n int) bool {
+		if held+n > 32<<10 {
+			return false
+		}
+		held += n
+		most = max(most, held)
+		return true
+	}
+	route := "@" + strings.Repeat("r.", 100) + "example"
+	long := "RCPT TO:<" + route + "," + route + "," + route + ":u@test.example>\r\n" // a route takes memory too
+	got := codes(t, play(t, v, ehlo+from+strings.Repeat(to, 5)+"RSET\r\n"))
+	if held != 0 || most != 0 {
+		t.Errorf("a few recipients hold %d, %s", most, got)
+	}
+	got = codes(t, play(t, v, ehlo+from+strings.Repeat(long, 100)+"RSET\r\n"+from+long+"QUIT\r\n"))
+	if accepted := strings.Count(got, "250 2.1.5"); accepted >= 100 || held != 0 || most != 32<<10 {
+		t.Errorf("%d accepted, %d held, %d at most", accepted, held, most)
+	}
+	got = codes(t, play(t, v, ehlo+from+strings.Repeat(long, 30))) // and gone
+	if held != 0 || strings.Count(got, "250 2.1.5") != 30 {
+		t.Errorf("%d held, %s", held, got)
 	}
 }
 
