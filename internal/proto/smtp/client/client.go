@@ -42,6 +42,7 @@ const (
 type Options struct {
 	Hello   string        // the name we go by
 	Timeout time.Duration // caps every wait; control/timeoutremote
+	Buffers *Buffers      // may be nil
 }
 
 // Conn is one connection to one server. It is for one goroutine at a time.
@@ -202,5 +203,22 @@ func (c *Conn) write(b []byte, d time.Duration) error {
 	return nil
 }
 
-// blocks are the buffers that bodies are encoded into; a connection has one only while it sends.
-var blocks = sync.Pool{New: func() any { b := make([]byte, 0, 2*blockSize+16); return &b }}
+// Buffers are what bodies are encoded in. Connections that share them need one each only while they send.
+type Buffers struct{ pool sync.Pool }
+
+// get returns an empty buffer that holds an encoded block; nil Buffers make a new one each time.
+func (b *Buffers) get() *[]byte {
+	if b != nil {
+		if p, ok := b.pool.Get().(*[]byte); ok {
+			return p
+		}
+	}
+	p := make([]byte, 0, 2*blockSize+16)
+	return &p
+}
+
+func (b *Buffers) put(p *[]byte) {
+	if b != nil {
+		b.pool.Put(p)
+	}
+}

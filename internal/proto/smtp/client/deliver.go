@@ -282,8 +282,8 @@ func (t *transaction) body() {
 var errBody = errors.New("smtp: the message cannot be read")
 
 func (t *transaction) sendBody() error {
-	p := blocks.Get().(*[]byte)
-	defer blocks.Put(p)
+	p := t.options.Buffers.get()
+	defer t.options.Buffers.put(p)
 	var e encoder
 	for head := t.m.Body.Head; ; {
 		block := head[:min(len(head), blockSize)]
@@ -305,8 +305,8 @@ func (t *transaction) sendBody() error {
 
 // sendRest sends what does not stand in memory.
 func (t *transaction) sendRest(e *encoder, out []byte) error {
-	p := blocks.Get().(*[]byte)
-	defer blocks.Put(p)
+	p := t.options.Buffers.get()
+	defer t.options.Buffers.put(p)
 	in := (*p)[:blockSize]
 	for {
 		n, err := io.ReadFull(t.m.Body.Rest, in)

@@ -56,6 +56,8 @@ type Sender struct {
 	local  atomic.Pointer[local]
 	slow   *tcpto.Table
 	pool   pool
+	// buffers are shared by all connections.
+	buffers client.Buffers
 }
 
 // New makes a sender; Close ends it. Until Configure it defers everything.
@@ -169,7 +171,7 @@ func (s *Sender) tryTarget(ctx context.Context, c *Config, t smtproute.Target, m
 		}
 		return nil, true
 	}
-	conn := s.pool.open(t.Addr, nc, client.Options{Hello: c.Hello, Timeout: c.Timeout})
+	conn := s.pool.open(t.Addr, nc, client.Options{Hello: c.Hello, Timeout: c.Timeout, Buffers: &s.buffers})
 	if conn == nil { // we are closed
 		nc.Close()
 		return nil, false
