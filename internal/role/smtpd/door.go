@@ -189,21 +189,14 @@ func (m *message) spill(p []byte) error {
 	return m.send(p)
 }
 
-// send gives p to the queue. If the queue has refused already, the refusal is what Commit returns.
+// send gives p to the queue. An error that is no refusal only says that the queue has answered already: the
+// rest need not be sent, and the answer is Commit's.
 func (m *message) send(p []byte) error {
-	if _, err := m.stream.Write(p); err != nil && m.early(err) {
-		return nil
-	} else if err != nil {
+	_, err := m.stream.Write(p)
+	if _, refused := errors.AsType[*reply.Error](err); refused {
 		return told(err)
 	}
 	return nil
-}
-
-// early reports whether err only says that the queue has answered before the end: nothing more need be sent,
-// and the answer is Commit's.
-func (m *message) early(err error) bool {
-	var e *reply.Error
-	return !errors.As(err, &e)
 }
 
 // Commit is server.Message.

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"io"
-	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -139,8 +138,6 @@ func start(ctx context.Context, conn net.Conn, e *env.Env, peer func(*Config) *s
 	}
 	return v.Serve(ctx, conn, peer(config))
 }
-
-var quiet = slog.New(slog.DiscardHandler)
 
 // smtpReply is one reply, all of its lines.
 type smtpReply struct {

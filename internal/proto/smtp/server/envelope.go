@@ -95,9 +95,9 @@ const (
 
 // esmtp is what the parameters of MAIL say.
 type esmtp struct {
-	size             int64
-	sized, body8     bool
-	bodied, utf8, ok bool
+	size          int64
+	sized, bodied bool // the parameter was there
+	body8, utf8   bool
 }
 
 // parameters reads " KEY=VALUE KEY ..." (RFC 5321 4.1.2); bad is the refusal.
@@ -111,10 +111,11 @@ func parameters(s string) (p esmtp, bad string) {
 		key, value, valued := strings.Cut(word, "=")
 		switch {
 		case address.EqualFold(key, "SIZE"):
-			if p.size, p.ok = size(value); p.sized || !p.ok {
+			n, ok := size(value)
+			if p.sized || !ok {
 				return p, badParameter
 			}
-			p.sized = true
+			p.size, p.sized = n, true
 		case address.EqualFold(key, "BODY"):
 			p.body8 = address.EqualFold(value, "8BITMIME")
 			if p.bodied || !p.body8 && !address.EqualFold(value, "7BIT") {
