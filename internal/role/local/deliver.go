@@ -45,6 +45,7 @@ type site struct {
 	now      func() time.Time
 	uid      int
 	patience time.Duration // with one program
+	linger   time.Duration // of its children
 }
 
 // submitter puts a message into the queue; qp is what the report calls it.

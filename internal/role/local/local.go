@@ -27,6 +27,8 @@ import (
 const (
 	// patience is how long one program may take.
 	patience = time.Hour
+	// linger is how long a program's children may keep its output open after it has ended.
+	linger = 5 * time.Second
 	// deliveryTime is how long one message may take.
 	deliveryTime = 24 * time.Hour
 )
@@ -52,7 +54,7 @@ func newSite(e *env.Env, queue submitter) *site {
 		maildirs: maildir.New(maildir.Config{
 			Open: openMaildir, Now: e.Now, Random: rand.Uint64, Host: host, PID: os.Getpid(),
 		}),
-		queue: queue, vars: e.Vars, now: e.Now, uid: os.Geteuid(), patience: patience,
+		queue: queue, vars: e.Vars, now: e.Now, uid: os.Geteuid(), patience: patience, linger: linger,
 	}
 }
 

@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -19,9 +18,6 @@ import (
 	"qmail/internal/format/mbox"
 	"qmail/internal/proto/jobs"
 )
-
-// linger is how long a program's children may keep its output open after it has ended.
-const linger = 5 * time.Second
 
 // program runs a command; stop says that the lines after it do not count.
 func (w *work) program(ctx context.Context, command string) (stop bool, err error) {
@@ -36,7 +32,7 @@ func (w *work) program(ctx context.Context, command string) (stop bool, err erro
 	cmd.Args = []string{"/bin/sh", "-c", command}
 	cmd.Dir, cmd.Env = w.home, w.vars
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, w.out, w.errs
-	cmd.WaitDelay = linger
+	cmd.WaitDelay = w.linger
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
 	if err := cmd.Start(); err != nil {

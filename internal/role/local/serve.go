@@ -5,7 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"qmail/internal/format/address"
 	"qmail/internal/proto/jobs"
@@ -16,13 +19,25 @@ import (
 // together is how many deliveries of a worker run at once.
 const together = 32
 
-// newWorker makes the worker of a user.
+// newWorker makes the worker of a user. Its programs get no variables but those that are promised.
 func newWorker(e *env.Env, user, home, fallback string) *worker {
-	return &worker{site: newSite(e, &door{home: e.Home}), user: user, home: home, fallback: fallback, slots: make(chan struct{}, together)}
+	s := newSite(e, &door{home: e.Home})
+	s.vars = nil
+	for _, name := range []string{"PATH", "QMAILHOME"} {
+		if value, set := e.Lookup(name); set {
+			s.vars = append(s.vars, name+"="+value)
+		}
+	}
+	return &worker{site: s, user: user, home: home, fallback: fallback, slots: make(chan struct{}, together)}
 }
 
 // serve takes jobs until qmail-send has no more. It does not stop for less: what it is told to do it finishes.
 func serve(ctx context.Context, e *env.Env, w *worker) int {
+	// Programs get descriptors 0, 1 and 2. What we were started with beyond them is no business of theirs.
+	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil && !errors.Is(err, unix.ENOSYS) {
+		fmt.Fprintln(e.Stderr, "close_range:", err)
+		return exitLater
+	}
 	conn, err := ipc.FromFile(e.Stdin)
 	if err != nil {
 		fmt.Fprintln(e.Stderr, "descriptor 0 is no pipe of qmail-lspawn's:", err)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -50,8 +51,10 @@ func (q *queue) Accept(a *enqueue.Arrival, done func(error)) {
 func openQueue(t *testing.T, home string) *queue {
 	t.Helper()
 	must(t, os.MkdirAll(home+"/queue", 0o755))
-	ln, err := ipc.Listen(enqueue.SocketPath(home), 0o666)
+	path := enqueue.SocketPath(home)
+	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	must(t, err)
+	must(t, os.Chmod(path, 0o666))
 	t.Cleanup(func() { ln.Close() })
 	q := &queue{}
 	go func() {
@@ -74,6 +77,7 @@ type sender struct {
 	results map[uint32]string
 	gone    bool
 	last    uint32
+	pid     int
 }
 
 func (s *sender) Results(job uint32, results []jobs.Result, over bool) {
@@ -153,9 +157,9 @@ func (w *world) spawn(t *testing.T, vars ...string) *sender {
 	var said bytes.Buffer
 	cmd.Stdin, cmd.Stderr = theirs, &said
 	must(t, cmd.Start())
+	s := &sender{results: map[uint32]string{}, pid: cmd.Process.Pid}
 	conn, err := ipc.FromFile(ours)
 	must(t, err)
-	s := &sender{results: map[uint32]string{}}
 	s.changed.L = &s.mu
 	s.Client, err = jobs.NewClient(conn, jobs.Hello{DefaultDelivery: "|touch " + w.home + "/evil"}, s)
 	must(t, err)

@@ -29,6 +29,11 @@ func TestMain(m *testing.M) {
 	if err != nil {
 		panic(err)
 	}
+	if limit, err := time.ParseDuration(e.Get("TESTPATIENCE")); err == nil { // with programs
+		w := newWorker(e, os.Args[2], os.Args[3], os.Args[4])
+		w.patience, w.linger = limit, limit/2
+		os.Exit(serve(context.Background(), e, w))
+	}
 	os.Exit(Main(context.Background(), e, os.Args[1:]))
 }
 
@@ -53,6 +58,7 @@ func worldDir(t testing.TB) string {
 
 // asUser makes a command of this test as qmail-local, run as nobody if we are root.
 func asUser(dir string, vars []string, args ...string) *exec.Cmd {
+	vars = append(vars, "GORACE=atexit_sleep_ms=0") // or each process takes a second to end
 	cmd := &exec.Cmd{Path: "/proc/self/exe", Args: append([]string{"qmail-local"}, args...), Env: vars, Dir: dir}
 	if os.Getuid() == 0 {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
