@@ -134,20 +134,29 @@ func (m *maildirArrivals) check() error {
 	return err
 }
 
-// sinkArrivals drives `bench sink`.
-type sinkArrivals struct {
+// drain is a sink for mail.
+type drain interface {
+	arrivals
+	addr() netip.AddrPort
+
+	// cpu is what the sink has used so far.
+	cpu() time.Duration
+	close()
+}
+
+// ownSink drives `bench sink`.
+type ownSink struct {
 	cmd      *exec.Cmd
 	orders   *json.Encoder
 	stdin    io.Closer
 	answers  chan counted
-	addr     netip.AddrPort
+	at       netip.AddrPort
 	distinct bool // all recipients of one expect are different
 	want     int
-	last     counted
 }
 
 // startSink starts a sink on 127.0.0.1 and hosts more addresses.
-func startSink(self string, hosts int) (*sinkArrivals, error) {
+func startSink(self string, hosts int, distinct bool) (*ownSink, error) {
 	cmd := exec.Command(self, "sink", "-driven", fmt.Sprint("-hosts=", hosts))
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
@@ -161,7 +170,7 @@ func startSink(self string, hosts int) (*sinkArrivals, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	s := &sinkArrivals{cmd: cmd, orders: json.NewEncoder(in), stdin: in, answers: make(chan counted, 1)}
+	s := &ownSink{cmd: cmd, distinct: distinct, orders: json.NewEncoder(in), stdin: in, answers: make(chan counted, 1)}
 	go func() {
 		defer close(s.answers)
 		for d := json.NewDecoder(out); ; {
@@ -177,12 +186,12 @@ func startSink(self string, hosts int) (*sinkArrivals, error) {
 		s.close()
 		return nil, err
 	}
-	s.addr = c.Addr
+	s.at = c.Addr
 	return s, nil
 }
 
 // ask gives an order and reads its first answer.
-func (s *sinkArrivals) ask(o order) (counted, error) {
+func (s *ownSink) ask(o order) (counted, error) {
 	if err := s.orders.Encode(o); err != nil {
 		return counted{}, fmt.Errorf("sink: %w", err)
 	}
@@ -191,7 +200,7 @@ func (s *sinkArrivals) ask(o order) (counted, error) {
 	return s.answer(ctx)
 }
 
-func (s *sinkArrivals) answer(ctx context.Context) (counted, error) {
+func (s *ownSink) answer(ctx context.Context) (counted, error) {
 	select {
 	case c, ok := <-s.answers:
 		if !ok {
@@ -203,13 +212,13 @@ func (s *sinkArrivals) answer(ctx context.Context) (counted, error) {
 	}
 }
 
-func (s *sinkArrivals) expect(n int) error {
+func (s *ownSink) expect(n int) error {
 	s.want = n
 	_, err := s.ask(order{Recipients: int64(n), Distinct: s.distinct})
 	return err
 }
 
-func (s *sinkArrivals) wait(ctx context.Context) (time.Time, error) {
+func (s *ownSink) wait(ctx context.Context) (time.Time, error) {
 	c, err := s.answer(ctx)
 	if err != nil {
 		if now, nerr := s.ask(order{}); nerr == nil {
@@ -220,12 +229,11 @@ func (s *sinkArrivals) wait(ctx context.Context) (time.Time, error) {
 	return c.Last, nil
 }
 
-func (s *sinkArrivals) check() error {
+func (s *ownSink) check() error {
 	c, err := s.ask(order{})
 	if err != nil {
 		return err
 	}
-	s.last = c
 	if c.Recipients != int64(s.want) {
 		return fmt.Errorf("%d recipients have arrived, %d were sent", c.Recipients, s.want)
 	}
@@ -235,8 +243,9 @@ func (s *sinkArrivals) check() error {
 	return nil
 }
 
-// cpu is what the sink has used so far.
-func (s *sinkArrivals) cpu() time.Duration {
+func (s *ownSink) addr() netip.AddrPort { return s.at }
+
+func (s *ownSink) cpu() time.Duration {
 	c, err := s.ask(order{})
 	if err != nil {
 		return 0
@@ -244,7 +253,7 @@ func (s *sinkArrivals) cpu() time.Duration {
 	return c.CPU
 }
 
-func (s *sinkArrivals) close() {
+func (s *ownSink) close() {
 	s.stdin.Close()
 	done := make(chan struct{})
 	go func() { s.cmd.Wait(); close(done) }()

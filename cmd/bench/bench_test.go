@@ -87,7 +87,7 @@ func fakeServer(t *testing.T) string {
 func TestWholeRunAgainstAStandIn(t *testing.T) {
 	out := filepath.Join(t.TempDir(), "result.json")
 	err := compareMain(t.Context(), []string{"-only", "qmail", "-qmail", fakeServer(t), "-modes", "a,n,p,e", "-rounds", "1", "-messages", "50",
-		"-generator", "own", "-held", "30", "-json", out})
+		"-generator", "own", "-held", "30", "-limits=false", "-json", out})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +110,7 @@ func TestWholeRunAgainstAStandIn(t *testing.T) {
 }
 
 func TestServerThatFailsIsExplained(t *testing.T) {
-	err := compareMain(t.Context(), []string{"-only", "qmail", "-qmail", fakeServer(t), "-modes", "a", "-profile", "x"})
+	err := compareMain(t.Context(), []string{"-only", "qmail", "-qmail", fakeServer(t), "-modes", "a", "-limits=false", "-profile", "x"})
 	if err == nil || !strings.Contains(err.Error(), "told to fail") {
 		t.Errorf("the error is %v", err)
 	}
@@ -118,7 +118,7 @@ func TestServerThatFailsIsExplained(t *testing.T) {
 
 func TestServerThatDeliversNothingIsGivenUp(t *testing.T) {
 	for _, mode := range []string{"b", "c", "d"} {
-		err := compareMain(t.Context(), []string{"-only", "qmail", "-qmail", fakeServer(t), "-modes", mode, "-generator", "own", "-messages", "10",
+		err := compareMain(t.Context(), []string{"-only", "qmail", "-qmail", fakeServer(t), "-modes", mode, "-generator", "own", "-messages", "10", "-limits=false",
 			"-deadline", "300ms"})
 		if err == nil || !strings.Contains(err.Error(), "not done after 300ms") {
 			t.Errorf("mode %s: the error is %v", mode, err)
@@ -211,5 +211,14 @@ func TestMaildirArrivals(t *testing.T) {
 	put(5)
 	if err := m.check(); err == nil {
 		t.Error("one more than were sent, and no error")
+	}
+}
+
+func TestCountersOfSMTPSink(t *testing.T) {
+	for line, want := range map[string]int{"sess=    3 quit=    2 mesg=   12\r": 12, "sess=3 quit=2 mesg=\r": -1, "": -1, "mesg=x": -1} {
+		n, ok := messages([]byte(line))
+		if ok != (want >= 0) || ok && n != want {
+			t.Errorf("messages(%q) = %d, %v", line, n, ok)
+		}
 	}
 }

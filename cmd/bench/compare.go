@@ -24,13 +24,14 @@ type comparison struct {
 	self    string // this program
 	scratch string
 
-	binary, profile, only, generator, json, dir string
-	modes                                       []mode
-	rounds, messages, size, sessions            int
-	posts, recipients, domains                  int
-	held, heldTheirs                            int
-	deadline, calm                              time.Duration
-	keep, install, quiet, oneRelay              bool
+	binary, profile, only, json, dir       string
+	generator, sinkKind                    string
+	modes                                  []mode
+	rounds, messages, size, sessions       int
+	posts, recipients, domains             int
+	held, heldTheirs                       int
+	deadline, calm                         time.Duration
+	keep, install, quiet, oneRelay, limits bool
 
 	report report.Report
 }
@@ -71,7 +72,7 @@ func compareMain(ctx context.Context, args []string) error {
 // flags reads the command line.
 func (c *comparison) flags(args []string) (err error) {
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
-	keys := fs.String("modes", allModes(), "which modes, by their letters:\n"+describeModes())
+	keys := fs.String("modes", usualModes(), "which modes, by their letters:\n"+describeModes())
 	fs.IntVar(&c.rounds, "rounds", 3, "how often each server does each mode; they take turns")
 	fs.IntVar(&c.messages, "messages", 4000, "messages for each measurement of the modes that count messages")
 	fs.IntVar(&c.size, "size", 4096, "bytes of each message's body")
@@ -81,6 +82,8 @@ func (c *comparison) flags(args []string) (err error) {
 	fs.IntVar(&c.domains, "domains", 100, "domains of a list post")
 	fs.IntVar(&c.held, "held", 5000, "idle sessions")
 	fs.IntVar(&c.heldTheirs, "held-postfix", 500, "idle sessions for Postfix, where each is a process of its own: 5000 take 6 GiB")
+	fs.BoolVar(&c.limits, "limits", true, "also measure what the machine does without any server: files made, messages copied")
+	fs.StringVar(&c.sinkKind, "sink", "own", "where relayed messages end in mode c: own, or Postfix's smtp-sink")
 	fs.BoolVar(&c.oneRelay, "one-relay", false, "send list posts by way of one relay, not to one host for each domain")
 	fs.StringVar(&c.only, "only", "", "measure only `qmail` or postfix")
 	fs.StringVar(&c.generator, "generator", "auto", "load generator of the modes without pipelining: smtp-source, own, or auto: smtp-source if it is there")
@@ -104,6 +107,9 @@ func (c *comparison) flags(args []string) (err error) {
 	}
 	if !slices.Contains([]string{"", ours, "ours", theirs}, c.only) {
 		return fmt.Errorf("-only %s: there is %s and %s", c.only, ours, theirs)
+	}
+	if c.sinkKind != "own" && c.sinkKind != "smtp-sink" {
+		return fmt.Errorf("-sink %s: there is own and smtp-sink", c.sinkKind)
 	}
 	if c.modes, err = pickModes(*keys); err != nil {
 		return err
@@ -203,6 +209,11 @@ func (c *comparison) run(ctx context.Context, peers []peer.Peer) error {
 		turn := slices.Clone(peers)
 		if round%2 == 1 {
 			slices.Reverse(turn)
+		}
+		if c.limits {
+			if err := c.machine(ctx); err != nil {
+				return fmt.Errorf("round %d, the machine's limits: %w", round+1, err)
+			}
 		}
 		for _, m := range c.modes {
 			for _, p := range turn {

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"qmail/cmd/bench/internal/limit"
 	"qmail/cmd/bench/internal/load"
 	"qmail/cmd/bench/internal/meter"
 	"qmail/cmd/bench/internal/peer"
@@ -27,7 +28,7 @@ type step struct {
 	*comparison
 	mode   mode
 	server *peer.Running
-	sink   *sinkArrivals
+	sink   drain
 	sample report.Sample
 }
 
@@ -48,12 +49,12 @@ func (c *comparison) measure(ctx context.Context, m mode, p peer.Peer, round int
 		hosts = c.domains
 	}
 	var err error
-	if s.sink, err = startSink(c.self, hosts); err != nil {
+	if s.sink, err = c.openSink(m, hosts); err != nil {
 		return s.sample, err
 	}
 	defer s.sink.close()
-	setup := peer.Setup{Dir: dir, Hold: m.hold, Relay: s.sink.addr, Sessions: s.clients(), Self: c.self}
-	setup.Routes = routes(hosts, s.sink.addr.Port())
+	setup := peer.Setup{Dir: dir, Hold: m.hold, Relay: s.sink.addr(), Sessions: s.clients(), Self: c.self}
+	setup.Routes = routes(hosts, s.sink.addr().Port())
 	if s.server, err = p.Start(ctx, setup); err != nil {
 		return s.sample, err
 	}
@@ -86,6 +87,14 @@ func (s *step) attended(ctx context.Context) error {
 		}
 	}()
 	return s.mode.run(ctx, s)
+}
+
+// openSink opens the sink that the mode can be measured with: only our own tells one recipient from another.
+func (c *comparison) openSink(m mode, hosts int) (drain, error) {
+	if m.relay && c.sinkKind == "smtp-sink" {
+		return startSMTPSink()
+	}
+	return startSink(c.self, hosts, m.list)
 }
 
 // routes gives each domain of the list a host of its own.
@@ -243,9 +252,11 @@ func (s *step) generate(ctx context.Context, to string, n int) (cpu time.Duratio
 
 // posts sends list posts one after the other, each when the one before has arrived everywhere.
 func posts(ctx context.Context, s *step) error {
-	s.sink.distinct = true
 	cfg := load.Config{Addr: s.server.Addr, Sessions: 1, Messages: 1, Pipeline: true, From: "list@load.example",
 		To: listRecipients(s.recipients, s.domains), Size: s.size}
+	if s.mode.verp {
+		cfg.From, cfg.Params = verp(s.sample.Peer)
+	}
 	if _, _, err := s.post(ctx, cfg); err != nil {
 		return fmt.Errorf("warming up: %w", err)
 	}
@@ -268,6 +279,14 @@ func posts(ctx context.Context, s *step) error {
 		return err
 	}
 	return s.sink.check()
+}
+
+// verp is how each server is asked for a sender of its own for each recipient.
+func verp(server string) (from, params string) {
+	if server == theirs {
+		return "list@load.example", " XVERP==="
+	}
+	return "list-@load.example-@[]", ""
 }
 
 // post sends one message to the whole list. It is sent from this process, since starting another takes as long as
@@ -323,6 +342,43 @@ func hold(ctx context.Context, s *step) error {
 	}
 	s.sample.Count = n
 	s.sample.Each = float64(s.sample.PSS-empty.PSS) / float64(n)
+	return nil
+}
+
+// What the machine's limits are measured with: enough to last a second or so.
+const (
+	limitFiles, limitWriters            = 4000, 16
+	limitCopies, limitStreams, copySize = 2000, 20, 100 << 10
+)
+
+// machine measures the machine's limits once, on the file system that holds the queues.
+func (c *comparison) machine(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, c.deadline, fmt.Errorf("not done after %v", c.deadline))
+	defer cancel()
+	if c.report.Limits == nil {
+		c.report.Limits = []report.Limit{
+			{Title: fmt.Sprintf("files of %d bytes made, synced and linked by %d writers", c.size, limitWriters), Mode: "b"},
+			{Title: fmt.Sprintf("messages of %d bytes copied from socket to file, synced, to socket by %d streams", copySize, limitStreams)},
+		}
+	}
+	if err := becalm(ctx, c.calm); err != nil {
+		return err
+	}
+	for i, measure := range []func(dir string) (float64, error){
+		func(dir string) (float64, error) { return limit.Files(ctx, dir, limitWriters, limitFiles, c.size) },
+		func(dir string) (float64, error) { return limit.Copy(ctx, dir, limitStreams, limitCopies, copySize) },
+	} {
+		dir := filepath.Join(c.scratch, "limit")
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			return err
+		}
+		rate, err := measure(dir)
+		tidy(dir)
+		if err != nil {
+			return err
+		}
+		c.report.Limits[i].Rates = append(c.report.Limits[i].Rates, rate)
+	}
 	return nil
 }
 

@@ -19,6 +19,8 @@ type mode struct {
 	held     bool // many sessions at once
 	single   bool // a new connection for every message
 	pipeline bool // by our own generator
+	verp     bool // a sender of its own for each recipient
+	extra    bool // only when asked for
 }
 
 // modes is every kind of work, in the order of the report.
@@ -31,14 +33,18 @@ func modes() []mode {
 		{Mode: report.Mode{Key: "b", Title: "until all are in one Maildir", Unit: messages}, run: flow},
 		{Mode: report.Mode{Key: "c", Title: "until all have left to the sink", Unit: messages}, run: flow, relay: true},
 		{Mode: report.Mode{Key: "d", Title: "a message to many recipients, until all have left", Unit: "recipients"}, run: posts, list: true},
+		{Mode: report.Mode{Key: "v", Title: "the same with VERP", Unit: "recipients"}, run: posts, list: true, verp: true, extra: true},
 		{Mode: report.Mode{Key: "e", Title: "idle sessions", Unit: "sessions"}, run: hold, held: true},
 	}
 }
 
-func allModes() string {
+// usualModes are those of a run that says nothing else.
+func usualModes() string {
 	var keys []string
 	for _, m := range modes() {
-		keys = append(keys, m.Key)
+		if !m.extra {
+			keys = append(keys, m.Key)
+		}
 	}
 	return strings.Join(keys, ",")
 }

@@ -58,7 +58,7 @@ func (t Tree) CPU() (time.Duration, error) {
 	}
 	var sum time.Duration
 	for _, p := range t.below(all) {
-		sum += p.reaped + clock(p.pid)
+		sum += p.reaped + Process(p.pid)
 	}
 	if root, ok := all[int(t)]; ok {
 		sum += root.reaped
@@ -133,8 +133,8 @@ func (t Tree) below(all map[int]process) []process {
 	return found
 }
 
-// clock is the CPU clock of a living process with all its threads (clock_getcpuclockid(3)); 0 when it has ended.
-func clock(pid int) time.Duration {
+// Process is the CPU clock of a living process with all its threads (clock_getcpuclockid(3)); 0 when it has ended.
+func Process(pid int) time.Duration {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(int32(^pid<<3|2), &ts); err != nil {
 		return 0

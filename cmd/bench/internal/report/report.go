@@ -101,6 +101,13 @@ type Summary struct {
 	Ratios *Ratios         `json:"ratios,omitempty"` // when both servers were measured
 }
 
+// Limit is what the machine itself does in a second, measured without any server.
+type Limit struct {
+	Title string    `json:"title"`
+	Mode  string    `json:"mode,omitempty"` // the mode that cannot be faster
+	Rates []float64 `json:"rates"`
+}
+
 // Report is a whole run.
 type Report struct {
 	Begun    time.Time         `json:"begun"`
@@ -110,6 +117,7 @@ type Report struct {
 	Settings map[string]string `json:"settings"`
 	Notes    []string          `json:"notes,omitempty"`
 	Modes    []Summary         `json:"modes"`
+	Limits   []Limit           `json:"limits,omitempty"`
 	Samples  []Sample          `json:"samples"`
 }
 
@@ -237,7 +245,21 @@ func (r *Report) Table(w io.Writer, ours, theirs string) error {
 	for _, m := range r.Modes {
 		fmt.Fprintf(w, "%s: %s (%s)\n", m.Key, m.Title, m.Unit)
 	}
+	for _, l := range r.Limits {
+		rate := SpreadOf(l.Rates)
+		fmt.Fprintf(w, "limit: %s: %s /s%s\n", l.Title, rate.text("%.0f", 1), r.near(l, rate.Median, ours))
+	}
 	return nil
+}
+
+// near says how much of a limit a server reaches.
+func (r *Report) near(l Limit, limit float64, name string) string {
+	for _, m := range r.Modes {
+		if s, ok := m.Sides[name]; ok && m.Key == l.Mode && limit > 0 {
+			return fmt.Sprintf("; %s reaches %.0f %% of it in mode %s", name, 100*s.Rate.Median/limit, m.Key)
+		}
+	}
+	return ""
 }
 
 const explanation = `

@@ -73,12 +73,14 @@ func TestRatiosPairTheRounds(t *testing.T) {
 func TestBothForms(t *testing.T) {
 	r := sample()
 	r.Machine = "a machine"
+	r.Limits = []Limit{{"files", "a", []float64{400, 150, 200}}, {"copies", "", []float64{7}}}
 	r.Summarize([]Mode{{"a", "accept", "messages"}, {"e", "idle", "sessions"}, {"z", "alone", "messages"}}, "us", "them")
 	var table, machine bytes.Buffer
 	if err := r.Table(&table, "us", "them"); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"a machine", "x5.00 (4.00 - 6.00)", "2.0", "1/10.0"} {
+	for _, want := range []string{"a machine", "x5.00 (4.00 - 6.00)", "2.0", "1/10.0",
+		"files: 200 (150 - 400) /s; us reaches 50 % of it in mode a\n", "copies: 7 /s\n"} {
 		if !strings.Contains(table.String(), want) {
 			t.Errorf("no %q in\n%s", want, table.String())
 		}
