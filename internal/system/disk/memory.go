@@ -62,6 +62,7 @@ type Memory struct {
 	t      *tree
 	mu     *sync.Mutex // of t; shared by all that use the tree
 	inject func(Op) error
+	lies   []Kind
 	ops    int
 	dead   bool
 }
@@ -118,6 +119,14 @@ func (m *Memory) Inject(f func(Op) error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.inject = f
+}
+
+// Lie has operations of these kinds, OpSync or OpSyncDir, say success and do nothing: a test that does not notice is
+// not worth much.
+func (m *Memory) Lie(kinds ...Kind) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.lies = kinds
 }
 
 // FailNth fails operation n (counted from 0, as Ops does), and that one only.
@@ -469,6 +478,9 @@ func (m *Memory) SyncDir(name string) error {
 	if err != nil {
 		return wrap(OpSyncDir, name, err)
 	}
+	if slices.Contains(m.lies, OpSyncDir) {
+		return nil
+	}
 	m.t.changes = slices.DeleteFunc(m.t.changes, func(c change) bool {
 		if !slices.ContainsFunc(c, func(e entry) bool { return e.dir == n }) {
 			return false
@@ -587,6 +599,9 @@ func (x *memFile) Sync() error {
 	err := x.begin(OpSync, 0)
 	if errors.Is(err, ErrPower) || errors.Is(err, fs.ErrClosed) {
 		return err
+	}
+	if err == nil && slices.Contains(x.m.lies, OpSync) {
+		return nil
 	}
 	if err == nil {
 		for _, e := range x.n.pending {

@@ -53,17 +53,12 @@ func (j *Journal) clean() error {
 
 // stock keeps spares ready.
 func (j *Journal) stock() error {
-	for {
-		j.mu.RLock()
-		n := len(j.spares)
-		j.mu.RUnlock()
-		if n >= j.opt.Spares {
-			return nil
-		}
+	for j.count() < j.opt.Spares {
 		if err := j.makeSpare(); err != nil {
 			return err
 		}
 	}
+	return nil
 }
 
 // removeBodies removes the files of large bodies no longer needed. A file that stays is found at opening.
@@ -227,6 +222,7 @@ func (j *Journal) move(s *segment) (bool, error) {
 
 // carryStates writes the state of messages whose accept is not in s; of those no longer there, that they are closed.
 func (j *Journal) carryStates(o *op, s *segment, ids []queue.ID) {
+	o.from = s
 	for _, id := range ids {
 		switch e := j.index.live[id]; {
 		case e == nil:

@@ -131,6 +131,7 @@ type op struct {
 	off     int64
 	accepts bool
 	carry   func(*op) // makes rec when the writer has come to it
+	from    *segment  // of the collector: rec has closes out of it
 }
 
 func (o *op) meta() []byte { return o.rec[align+headSize:] }

@@ -30,6 +30,7 @@ type writer struct {
 	fails    int       // since the last success
 	failed   time.Time // the last of them
 	full     time.Time // when there was last no room; zero when there is
+	scarce   bool      // no spare is left: only what makes room is written
 }
 
 // run is the writing goroutine.
@@ -75,8 +76,8 @@ func (j *Journal) group(ops []*op, force bool) {
 	todo := j.arrange(ops, force)
 	for len(todo) > 0 {
 		if err := j.ready(todo[0]); err != nil {
-			if errors.Is(err, queue.ErrFull) && todo[0].accepts {
-				j.refuse(todo[0], err)
+			if errors.Is(err, queue.ErrFull) && !todo[0].frees() {
+				j.putOff(todo[:1], err)
 				todo = todo[1:]
 				continue
 			}
@@ -147,17 +148,27 @@ func (j *Journal) ready(o *op) error {
 	if w.fails > 1 && j.recent(w.failed) {
 		return errors.New("journal: the disk failed a moment ago")
 	}
+	if w.scarce = j.count() == 0; w.scarce && !o.frees() {
+		if err := j.tryMake(); err != nil {
+			return err
+		}
+		w.scarce = false
+	}
 	if w.head != nil && j.fits(o, w.end, len(w.foot)) {
 		return nil
 	}
-	spare, err := j.takeSpare(o.accepts)
+	spare, err := j.takeSpare(!o.frees())
 	if err != nil {
 		return err
 	}
 	if w.head != nil {
 		j.seal()
 	}
-	return j.roll(spare)
+	if err := j.roll(spare); err != nil {
+		return err
+	}
+	w.scarce = j.count() == 0
+	return nil
 }
 
 // recent tells whether t is less than retryAfter ago; a clock set back is no reason to wait.
@@ -171,7 +182,7 @@ func (j *Journal) place(ops []*op) (n int) {
 	w := &j.writer
 	at, foot := w.end, len(w.foot)
 	for _, o := range ops {
-		if !j.fits(o, at, foot) {
+		if !j.fits(o, at, foot) || w.scarce && !o.frees() {
 			break
 		}
 		o.off = aligned(at)
@@ -234,6 +245,11 @@ func (j *Journal) apply(ops []*op, durable bool, written int64) {
 			j.index.fold(w.head, p, it)
 			return nil
 		})
+		if o.from != nil { // closes of the dead: the index cannot tell what they answer
+			for d := range o.from.deps {
+				w.head.needs(d)
+			}
+		}
 		for _, d := range j.index.dead[dead:] {
 			j.cache.drop(d.id)
 		}
@@ -409,12 +425,15 @@ func writeFooter(f disk.File, t trailer, foot []byte, size int64) error {
 	return f.Sync()
 }
 
-// takeSpare takes a file for a new head. A head for accepts leaves another spare behind, so that a full disk
-// still has room for closes, which make room.
-func (j *Journal) takeSpare(accepts bool) (string, error) {
-	w := &j.writer
+// frees tells whether a batch may use the last spare: closes make room, accepts take it, notes can wait.
+func (o *op) frees() bool {
+	return !o.accepts && (len(o.batch.Notes) == 0 || len(o.batch.Closes)+len(o.batch.Holds) > 0)
+}
+
+// takeSpare takes a file for a new head, and leaves another behind if the last one is to be spared.
+func (j *Journal) takeSpare(leave bool) (string, error) {
 	want := 1
-	if accepts {
+	if leave {
 		want = 2
 	}
 	for {
@@ -427,15 +446,30 @@ func (j *Journal) takeSpare(accepts bool) (string, error) {
 			return name, nil
 		}
 		j.mu.Unlock()
-		if j.recent(w.full) {
-			return "", j.noRoom(errors.New("none a moment ago"))
-		}
-		w.full = time.Time{}
-		if err := j.makeSpare(); err != nil {
-			w.full = j.opt.Now()
-			return "", j.noRoom(err)
+		if err := j.tryMake(); err != nil {
+			return "", err
 		}
 	}
+}
+
+func (j *Journal) count() int {
+	j.mu.RLock()
+	defer j.mu.RUnlock()
+	return len(j.spares)
+}
+
+// tryMake makes a spare, unless that failed a moment ago.
+func (j *Journal) tryMake() error {
+	w := &j.writer
+	if j.recent(w.full) {
+		return j.noRoom(errors.New("none a moment ago"))
+	}
+	w.full = time.Time{}
+	if err := j.makeSpare(); err != nil {
+		w.full = j.opt.Now()
+		return j.noRoom(err)
+	}
+	return nil
 }
 
 func (j *Journal) noRoom(err error) error {
