@@ -3,7 +3,7 @@
 //
 // Session is the protocol, pure: command lines and message blocks go in, replies and a Next come out, which
 // says what the caller has to do. Serve is that caller over a connection: it frames lines, keeps deadlines,
-// buffers replies, and asks Policy, Verifier and Queue, which are the role's. Lines end in CRLF and nothing
+// buffers replies, and asks Policy and Queue, which are the role's. Lines end in CRLF and nothing
 // else; a stray CR, LF or NUL is refused and ends the session, so that nobody further on can read two
 // messages where we read one.
 //
@@ -16,11 +16,9 @@ package server
 import (
 	"net/netip"
 	"strconv"
-	"time"
 
 	"qmail/internal/format/address"
 	"qmail/internal/format/envelope"
-	"qmail/internal/format/reply"
 )
 
 // Peer is who is at the other end, and under which name it found us. Empty means unknown.
@@ -271,94 +269,3 @@ func (s *Session) quit(dst, _ []byte) ([]byte, Next) {
 }
 
 func (s *Session) foreign(dst, _ []byte) ([]byte, Next) { return append(dst, unknown...), Close }
-
-func (s *Session) data(dst, arg []byte) ([]byte, Next) {
-	if len(arg) > 0 {
-		return append(dst, noArgument...), More
-	}
-	return dst, Open
-}
-
-// Held is about how many bytes of memory the recipients so far hold, Asked included.
-func (s *Session) Held() int { return s.tx.size + s.tx.askedFor }
-
-// Envelope is what Open is about. It is valid until Ended.
-func (s *Session) Envelope() *envelope.Envelope { return &s.tx.envelope }
-
-// Opened continues after Open: err nil means that the queue is ready for the message.
-func (s *Session) Opened(dst []byte, err error) ([]byte, Next) {
-	if err != nil {
-		s.reset()
-		return s.judge(appendError(dst, err), len(dst), More)
-	}
-	return append(dst, "354 go ahead\r\n"...), Body
-}
-
-// Received adds the trace field that stands above the message.
-func (s *Session) Received(dst []byte, now time.Time) []byte {
-	with := "SMTP"
-	switch {
-	case s.tx.utf8:
-		with = "UTF8SMTP" // RFC 6531 4.3
-	case s.extended:
-		with = "ESMTP"
-	}
-	return appendReceived(dst, s.peer, s.name, with, now)
-}
-
-// Feed takes a block of the message and returns what the queue shall get, in b's memory, and how much of b
-// was the message's: after end the rest is the next commands.
-func (s *Session) Feed(b []byte) (stored []byte, n int, end bool) {
-	stored, n, end = s.tx.body.Decode(b)
-	if s.Refusal() != nil {
-		stored = nil
-	}
-	return stored, n, end
-}
-
-// Fail notes that the queue cannot take the message. It is read to its end all the same, and then refused.
-func (s *Session) Fail(err error) {
-	if s.tx.failure == nil {
-		s.tx.failure = err
-	}
-}
-
-// Refusal is why the message, as far as it was fed, cannot be queued; nil if it can.
-func (s *Session) Refusal() error {
-	b := &s.tx.body
-	switch {
-	case b.Bare:
-		return errBare
-	case b.Hops >= maxHops:
-		return errHops
-	case s.config.Databytes > 0 && b.Size > s.config.Databytes:
-		return errSize
-	}
-	return s.tx.failure
-}
-
-// Ended replies to the end of a message: with id if the queue has it (err nil), else with the refusal. A
-// message with stray control bytes ends the session: its sender may mean something else by what follows.
-func (s *Session) Ended(dst []byte, id uint64, err error, now time.Time) ([]byte, Next) {
-	next := More
-	if s.tx.body.Bare {
-		err, next = errBare, Close
-	}
-	s.reset()
-	if err != nil {
-		return s.judge(appendError(dst, err), len(dst), next)
-	}
-	s.counted = counts{}
-	dst = append(dst, "250 2.0.0 ok "...)
-	dst = strconv.AppendInt(dst, now.Unix(), 10)
-	dst = append(dst, " qp "...)
-	dst = strconv.AppendUint(dst, id, 10)
-	return append(dst, "\r\n"...), next
-}
-
-// Refusals of messages; shared, never changed.
-var (
-	errBare = &reply.Error{Code: 550, Status: "5.6.0", Text: "bare CR, bare LF or NUL in the message, see https://cr.yp.to/docs/smtplf.html (#5.6.0)"}
-	errHops = &reply.Error{Code: 554, Status: "5.4.6", Text: "too many hops, this message is looping (#5.4.6)"}
-	errSize = &reply.Error{Code: 552, Status: "5.3.4", Text: "sorry, that message size exceeds my databytes limit (#5.3.4)"}
-)
