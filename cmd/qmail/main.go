@@ -14,9 +14,11 @@ import (
 	"syscall"
 
 	"qmail/internal/role/home"
+	"qmail/internal/role/local"
 	"qmail/internal/role/lspawn"
 	"qmail/internal/role/remote"
 	"qmail/internal/role/rspawn"
+	"qmail/internal/role/send"
 	"qmail/internal/role/smtpd"
 	"qmail/internal/super"
 	"qmail/internal/system/env"
@@ -44,7 +46,9 @@ var programs = []program{
 	{"qmail-init", home.Main, false, "make a home"},
 	{"qmail-start", super.Main, false, "run everything"},
 	{"qmail-smtpd", smtpd.Main, true, "receive mail by SMTP"},
+	{"qmail-send", send.Main, false, "keep the queue and decide who is tried when"},
 	{"qmail-lspawn", lspawn.Main, true, "start deliveries to users"},
+	{"qmail-local", local.Main, false, "deliver to a user"},
 	{"qmail-rspawn", rspawn.Main, true, "send mail to other machines"},
 	{"qmail-remote", remote.Main, false, "send one message to another machine"},
 }
@@ -52,7 +56,6 @@ var programs = []program{
 // absent are the classic programs that are not in this version. They exit 111, so that whoever calls one tries
 // again later instead of losing mail.
 var absent = []string{
-	"qmail-send", "qmail-local",
 	"qmail-queue", "qmail-inject", "sendmail", "newaliases", "mailq", "datemail", "predate", "mailsubj", "qmail-clean",
 	"forward", "except", "bouncesaying", "condredirect", "preline", "maildirmake", "maildir2mbox", "maildirwatch",
 	"qbiff", "qreceipt", "elq", "pinq", "qail", "splogger", "tcp-env", "dot-forward", "fastforward", "newinclude",

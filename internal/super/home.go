@@ -65,7 +65,7 @@ func takeLock(home string) (*os.File, error) {
 		holder, _ := io.ReadAll(io.LimitReader(f, 20))
 		return nil, fmt.Errorf("%s: another qmail-start (pid %s) serves this home", home, strings.TrimSpace(string(holder)))
 	}
-	if err := f.Truncate(0); err == nil {
+	if err = f.Truncate(0); err == nil {
 		_, err = f.WriteAt(fmt.Appendln(nil, os.Getpid()), 0)
 	}
 	if err != nil {

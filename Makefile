@@ -1,0 +1,73 @@
+# What there is to do: build install demo run test check bench fuzz clean.
+#
+# build, install, demo and run need Go and make. What the others need besides is looked for, and as root installed
+# from Debian's packages (scripts/tools).
+
+GO ?= go
+PREFIX ?= /var/qmail
+DESTDIR ?=
+BIN = bin
+SOURCES = go.mod go.sum $(shell find cmd internal -name '*.go' -not -name '*_test.go')
+
+STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.9.0
+FUZZTIME ?= 10s
+
+export CGO_ENABLED = 0
+
+.PHONY: build install demo run test check bench fuzz clean
+
+build: $(BIN)/.links
+
+$(BIN)/qmail: $(SOURCES)
+	@mkdir -p $(BIN)
+	$(GO) build -trimpath -buildvcs=false -o $@ ./cmd/qmail
+
+# A link for every program, the classic ones included: the binary knows the names.
+$(BIN)/.links: $(BIN)/qmail
+	@for name in $$($(BIN)/qmail programs); do ln -sf qmail $(BIN)/$$name; done
+	@touch $@
+
+install: build
+	mkdir -p $(DESTDIR)$(PREFIX)/bin
+	install -m 755 $(BIN)/qmail $(DESTDIR)$(PREFIX)/bin/qmail.new
+	mv -f $(DESTDIR)$(PREFIX)/bin/qmail.new $(DESTDIR)$(PREFIX)/bin/qmail
+	@for name in $$($(BIN)/qmail programs); do ln -sf qmail $(DESTDIR)$(PREFIX)/bin/$$name; done
+	@if [ -d man ]; then mkdir -p $(DESTDIR)$(PREFIX)/man && cp -R man/. $(DESTDIR)$(PREFIX)/man/; fi
+
+$(BIN)/demo: $(SOURCES)
+	@mkdir -p $(BIN)
+	$(GO) build -trimpath -buildvcs=false -o $@ ./cmd/demo
+
+demo: build $(BIN)/demo
+	$(BIN)/demo
+
+run: build $(BIN)/demo
+	$(BIN)/demo -run
+
+test:
+	@scripts/tools useradd:passwd
+	$(GO) vet ./...
+	$(GO) test ./...
+
+check:
+	@scripts/tools cc:gcc mandoc:mandoc
+	@test -z "$$(gofmt -l cmd internal)" || { gofmt -l cmd internal; echo 'gofmt: the files above are not formatted'; exit 1; }
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+	@if [ -d man ]; then mandoc -T lint -W warning man/*.[1-8]; fi
+	CGO_ENABLED=1 $(GO) test -race ./...
+	$(MAKE) fuzz
+	@scripts/vulnerabilities '$(GO)' '$(GOVULNCHECK)'
+
+# Each fuzz target for FUZZTIME.
+fuzz:
+	@scripts/fuzz '$(GO)' '$(FUZZTIME)'
+
+bench: build
+	@scripts/tools postfix:postfix
+	$(GO) build -trimpath -buildvcs=false -o $(BIN)/bench ./cmd/bench
+	$(BIN)/bench $(BENCHFLAGS)
+
+clean:
+	rm -rf $(BIN)
