@@ -14,11 +14,18 @@ import (
 	"syscall"
 
 	"qmail/internal/role/home"
+	"qmail/internal/role/inject"
 	"qmail/internal/role/local"
 	"qmail/internal/role/lspawn"
+	"qmail/internal/role/mailsubj"
+	"qmail/internal/role/newmrh"
+	"qmail/internal/role/predate"
+	"qmail/internal/role/qmqpc"
+	"qmail/internal/role/queue"
 	"qmail/internal/role/remote"
 	"qmail/internal/role/rspawn"
 	"qmail/internal/role/send"
+	"qmail/internal/role/sendmail"
 	"qmail/internal/role/smtpd"
 	"qmail/internal/super"
 	"qmail/internal/system/env"
@@ -51,15 +58,25 @@ var programs = []program{
 	{"qmail-local", local.Main, false, "deliver to a user"},
 	{"qmail-rspawn", rspawn.Main, true, "send mail to other machines"},
 	{"qmail-remote", remote.Main, false, "send one message to another machine"},
+	{"qmail-queue", queue.Main, false, "put a message into the queue"},
+	{"qmail-qmqpc", qmqpc.Main, false, "put a message into another machine's queue"},
+	{"qmail-inject", inject.Main, false, "complete a message and queue it"},
+	{"sendmail", sendmail.Main, false, "send mail as other systems' sendmail does"},
+	{"mailq", sendmail.Mailq, false, "list the queue"},
+	{"newaliases", sendmail.Newaliases, false, "say where aliases are made"},
+	{"datemail", sendmail.Datemail, false, "sendmail with a Date field in the local time"},
+	{"predate", predate.Main, false, "run a program with a Date field before its input"},
+	{"mailsubj", mailsubj.Main, false, "send mail with a subject"},
+	{newmrh.Main, false, "make control/morercpthosts.cdb"},
 }
 
 // absent are the classic programs that are not in this version. They exit 111, so that whoever calls one tries
 // again later instead of losing mail.
 var absent = []string{
-	"qmail-queue", "qmail-inject", "sendmail", "newaliases", "mailq", "datemail", "predate", "mailsubj", "qmail-clean",
+	"qmail-clean",
 	"forward", "except", "bouncesaying", "condredirect", "preline", "maildirmake", "maildir2mbox", "maildirwatch",
 	"qbiff", "qreceipt", "elq", "pinq", "qail", "splogger", "tcp-env", "dot-forward", "fastforward", "newinclude",
-	"qmail-getpw", "qmail-newu", "qmail-newmrh", "qmail-pw2u", "qmail-pop3d", "qmail-popup", "qmail-qmqpc", "qmail-qmqpd",
+	"qmail-getpw", "qmail-newu", "qmail-pw2u", "qmail-pop3d", "qmail-popup", "qmail-qmqpd",
 	"qmail-qmtpd", "qmail-qread", "qmail-qstat", "qmail-showctl", "qmail-tcpto", "qmail-tcpok",
 	"setforward", "setmaillist", "printforward", "printmaillist", "maildirserial", "maildirsmtp", "maildirqmtp",
 	"serialsmtp", "serialqmtp", "setlock",
@@ -97,6 +114,7 @@ func run(p program, args []string) int {
 		ctx, stop = signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 		defer stop()
 	}
+	defer profile(p.link)()
 	return p.main(ctx, e, args)
 }
 
