@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"qmail/cmd/bench/internal/meter"
+	"qmail/cmd/bench/internal/peer"
 	"qmail/cmd/bench/internal/report"
 	"qmail/cmd/bench/internal/sink"
 )
@@ -86,7 +87,7 @@ func fakeServer(t *testing.T) string {
 
 func TestWholeRunAgainstAStandIn(t *testing.T) {
 	out := filepath.Join(t.TempDir(), "result.json")
-	err := compareMain(t.Context(), []string{"-only", "qmail", "-qmail", fakeServer(t), "-modes", "a,n,p,e", "-rounds", "1", "-messages", "50",
+	err := compareMain(t.Context(), []string{"-only", "qmail", "-qmail", fakeServer(t), "-modes", "h,n,p,e", "-rounds", "1", "-messages", "50",
 		"-generator", "own", "-held", "30", "-limits=false", "-json", out})
 	if err != nil {
 		t.Fatal(err)
@@ -109,15 +110,30 @@ func TestWholeRunAgainstAStandIn(t *testing.T) {
 	}
 }
 
+// The whole way through Debian's Postfix, where it is installed.
+func TestPostfix(t *testing.T) {
+	if err := (peer.Postfix{}).Missing(); err != nil {
+		t.Skip(err)
+	}
+	out := filepath.Join(t.TempDir(), "result.json")
+	err := compareMain(t.Context(), []string{"-only", "postfix", "-modes", "b", "-rounds", "1", "-messages", "20", "-limits=false", "-json", out})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(out); err != nil || !strings.Contains(string(b), `"Postfix `) {
+		t.Errorf("%s, %v", b, err)
+	}
+}
+
 func TestServerThatFailsIsExplained(t *testing.T) {
-	err := compareMain(t.Context(), []string{"-only", "qmail", "-qmail", fakeServer(t), "-modes", "a", "-limits=false", "-profile", "x"})
+	err := compareMain(t.Context(), []string{"-only", "qmail", "-qmail", fakeServer(t), "-modes", "h", "-limits=false", "-profile", t.TempDir()})
 	if err == nil || !strings.Contains(err.Error(), "told to fail") {
 		t.Errorf("the error is %v", err)
 	}
 }
 
 func TestServerThatDeliversNothingIsGivenUp(t *testing.T) {
-	for _, mode := range []string{"b", "c", "d"} {
+	for _, mode := range []string{"a", "b", "c", "d"} {
 		err := compareMain(t.Context(), []string{"-only", "qmail", "-qmail", fakeServer(t), "-modes", mode, "-generator", "own", "-messages", "10", "-limits=false",
 			"-deadline", "300ms"})
 		if err == nil || !strings.Contains(err.Error(), "not done after 300ms") {

@@ -74,7 +74,7 @@ func (c *comparison) flags(args []string) (err error) {
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
 	keys := fs.String("modes", usualModes(), "which modes, by their letters:\n"+describeModes())
 	fs.IntVar(&c.rounds, "rounds", 3, "how often each server does each mode; they take turns")
-	fs.IntVar(&c.messages, "messages", 4000, "messages for each measurement of the modes that count messages")
+	fs.IntVar(&c.messages, "messages", 3000, "messages for each measurement of the modes that count messages")
 	fs.IntVar(&c.size, "size", 4096, "bytes of each message's body")
 	fs.IntVar(&c.sessions, "sessions", 20, "SMTP sessions at once")
 	fs.IntVar(&c.posts, "posts", 5, "list posts for each measurement, one after the other")

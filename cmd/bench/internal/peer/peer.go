@@ -71,6 +71,7 @@ type Peer interface {
 type Running struct {
 	Addr    netip.AddrPort
 	Maildir string
+	Home    string // of ours
 	Tree    meter.Tree
 
 	cmd    *exec.Cmd

@@ -14,7 +14,7 @@ type Qmail struct {
 	// Binary is bin/qmail.
 	Binary string
 
-	// Profile, if set, is a directory in which the roles leave CPU profiles.
+	// Profile, if set, is a directory in which the roles leave profiles, those of each start in a directory of their own.
 	Profile string
 }
 
@@ -55,13 +55,17 @@ func (q Qmail) Start(ctx context.Context, s Setup) (*Running, error) {
 	}
 	env := []string{"QMAILHOME=" + home}
 	if q.Profile != "" {
-		env = append(env, "QMAILPROFILE="+q.Profile)
+		dir := filepath.Join(q.Profile, filepath.Base(s.Dir))
+		if err := errors.Join(os.MkdirAll(dir, 0o755), os.Chown(dir, uid, -1)); err != nil {
+			return nil, err
+		}
+		env = append(env, "QMAILPROFILE="+dir)
 	}
 	r, err := nest(ctx, s, uid, env, []string{binary, "start"})
 	if err != nil {
 		return nil, err
 	}
-	r.Addr, r.Maildir = addr, filepath.Join(home, "mail", LocalUser, "Maildir")
+	r.Addr, r.Home, r.Maildir = addr, home, filepath.Join(home, "mail", LocalUser, "Maildir")
 	if err := r.greets(ctx); err != nil {
 		return nil, errors.Join(err, r.Stop())
 	}
