@@ -56,3 +56,16 @@ var (
 	errGone    = reply.Temporary("4.3.0", "unable to reach the queue", nil)
 	errTimeout = reply.Temporary("4.3.0", "the queue takes too long", nil)
 )
+
+// ErrUnreachable is what an injector gets when no qmail-send can be reached, or when one went away.
+var ErrUnreachable error = errGone
+
+// Unreachable reports whether err says that qmail-send was not there, went away or is stopping, rather than
+// what it thinks of the message. A message that was complete when qmail-send went away is in doubt.
+func Unreachable(err error) bool {
+	if err == nil {
+		return false
+	}
+	e := reply.Of(err)
+	return e.Status == errGone.Status && e.Text == errGone.Text || e.Status == "4.3.2"
+}
