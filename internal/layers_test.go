@@ -35,6 +35,8 @@ var neighbours = []struct{ from, to, reason string }{
 	{"internal/format/", "internal/format/", "values are made of values, and none of them has effects"},
 	{"internal/system/env", "internal/system/ipc", "orders of the supervisor come as frames with descriptors"},
 	{"internal/store/queue/", "internal/store/queue/", "one interface, those who implement it, and its contract as a test"},
+	{"internal/proto/qq", "internal/proto/enqueue", "qmail-queue's interface, and the door behind it"},
+	{"internal/proto/injection", "internal/proto/qq", "what is completed goes on to the queue"},
 	{"internal/proto/smtp/", "internal/proto/smtp/", "one protocol, and who keeps its connections"},
 }
 

@@ -67,7 +67,7 @@ var programs = []program{
 	{"datemail", sendmail.Datemail, false, "sendmail with a Date field in the local time"},
 	{"predate", predate.Main, false, "run a program with a Date field before its input"},
 	{"mailsubj", mailsubj.Main, false, "send mail with a subject"},
-	{newmrh.Main, false, "make control/morercpthosts.cdb"},
+	{"qmail-newmrh", newmrh.Main, false, "make control/morercpthosts.cdb"},
 }
 
 // absent are the classic programs that are not in this version. They exit 111, so that whoever calls one tries
