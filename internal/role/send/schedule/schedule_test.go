@@ -497,8 +497,14 @@ func TestClockBack(t *testing.T) {
 			t.Errorf("message %d waits until %v", id, p.Next)
 		}
 	}
-	if n := len(s.take(at(400))); n != 2 {
-		t.Errorf("%d started", n)
+	jobs := s.take(at(400))
+	if len(jobs) != 2 {
+		t.Fatalf("%d started", len(jobs))
+	}
+	for _, j := range jobs { // both are 400 s old now
+		if !j.Next.Equal(at(1600)) {
+			t.Errorf("message %d next at %v", j.Message, j.Next)
+		}
 	}
 }
 
