@@ -34,14 +34,17 @@
 // destination nor a burst of one sender holds back the others.
 //
 // Every destination has a window of simultaneous jobs, which grows by one with each job that was answered
-// and halves with each that found nobody. At a window of one it counts as dead: whatever is due there is put
-// off to its own next time, as if it had been tried, and the next that comes due is the probe.
-// A few of the channel's places are kept for destinations with nothing running.
+// and halves with each that found nobody. At a window of one it counts as dead: what was ready there when
+// it failed is put off to its own next time, as if it had been tried, and the next that comes due is the
+// probe. Not put off but tried are messages whose pass is dying and, until ten jobs in a row found
+// nobody, those that were never tried.
+//
+// Of a channel's places one in sixteen or so is never taken by the second and later jobs of a destination.
 //
 // # Costs
 //
 // Waiting units stand in a timing wheel, so an event costs the same with a thousand and with a million of
-// them, and a destination at its limit costs nothing. A waiting single-recipient message takes about 110 bytes.
+// them, and a destination at its limit costs nothing. A waiting single-recipient message takes about 120 bytes.
 //
 // # Clocks
 //

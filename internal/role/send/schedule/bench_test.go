@@ -142,3 +142,23 @@ func BenchmarkDead(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkRestore is a message that is put back after a start, up to a million of them.
+func BenchmarkRestore(b *testing.B) {
+	s := New(Defaults(), epoch)
+	names := make([]string, 1000)
+	for i := range names {
+		names[i] = fmt.Sprint("domain", i, ".example")
+	}
+	m := one(0, Remote, "")
+	b.ReportAllocs()
+	b.ResetTimer()
+	for i := range b.N {
+		m.ID = uint64(i)
+		m.Recipients[0].Destination = names[i%1000]
+		m.Recipients[0].Next = at(1 + int64(i)*7919%400_000)
+		if err := s.Add(m, epoch); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -329,18 +329,26 @@ func (m *model) drain() {
 	}
 }
 
+// play is a life of the model.
+func play(t *testing.T, seed uint64) {
+	m := newModel(t, seed)
+	for step := range 400 {
+		m.step()
+		if step%8 == 0 {
+			m.check()
+		}
+	}
+	m.check()
+	m.drain()
+}
+
 func TestModel(t *testing.T) {
 	for seed := range uint64(150) {
-		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			m := newModel(t, seed)
-			for step := range 400 {
-				m.step()
-				if step%8 == 0 {
-					m.check()
-				}
-			}
-			m.check()
-			m.drain()
-		})
+		t.Run(fmt.Sprint(seed), func(t *testing.T) { play(t, seed) })
 	}
+}
+
+func FuzzModel(f *testing.F) { // no life leads to a recipient that is lost, stuck, or in two jobs
+	f.Add(uint64(4711))
+	f.Fuzz(play)
 }
