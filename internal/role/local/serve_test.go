@@ -48,7 +48,7 @@ func (q *queue) Accept(a *enqueue.Arrival, done func(error)) {
 }
 
 // openQueue serves a queue at the door of a home.
-func openQueue(t *testing.T, home string) *queue {
+func openQueue(t testing.TB, home string) *queue {
 	t.Helper()
 	must(t, os.MkdirAll(home+"/queue", 0o755))
 	path := enqueue.SocketPath(home)
@@ -135,7 +135,7 @@ type world struct {
 	queue      *queue
 }
 
-func newWorld(t *testing.T, vars ...string) *world {
+func newWorld(t testing.TB, vars ...string) *world {
 	t.Helper()
 	home := worldDir(t)
 	w := &world{home: home, user: home + "/user", queue: openQueue(t, home)}
@@ -148,7 +148,7 @@ func newWorld(t *testing.T, vars ...string) *world {
 }
 
 // spawn starts another worker, as qmail-lspawn does.
-func (w *world) spawn(t *testing.T, vars ...string) *sender {
+func (w *world) spawn(t testing.TB, vars ...string) *sender {
 	t.Helper()
 	ours, theirs, err := ipc.Pair()
 	must(t, err)
