@@ -1,6 +1,10 @@
 package server
 
-import "bytes"
+import (
+	"bytes"
+
+	"qmail/internal/format/received"
+)
 
 // Decoder reads the bytes between 354 and the final reply (RFC 5321 4.5.2): CRLF becomes LF, the dot in front
 // of a line is taken off, and nothing but CRLF . CRLF ends the message. A bare CR, a bare LF or a NUL is
@@ -12,10 +16,8 @@ type Decoder struct {
 	Hops int   // Received and Delivered-To fields seen in the header
 	Bare bool  // the message cannot be stored
 
-	at     position
-	inBody bool
-	name   [16]byte // how the header line at hand begins
-	have   int
+	at    position
+	trace received.Hops
 }
 
 type position byte
@@ -47,8 +49,8 @@ func (d *Decoder) Decode(b []byte) (stored []byte, n int, end bool) {
 			} else {
 				d.at = afterCR
 			}
-			if !d.inBody {
-				d.header(b[r : r+i])
+			if !d.trace.InBody() {
+				d.trace.Line(b[r : r+i])
 			}
 			if w != r {
 				copy(b[w:], b[r:r+i])
@@ -66,8 +68,9 @@ func (d *Decoder) Decode(b []byte) (stored []byte, n int, end bool) {
 				r++
 				pairs++
 				d.at = lineStart
-				if !d.inBody {
-					d.headerLine()
+				if !d.trace.InBody() {
+					d.trace.End()
+					d.Hops = d.trace.Seen
 				}
 			case '\r':
 				d.Bare = true
@@ -103,28 +106,6 @@ func (d *Decoder) Decode(b []byte) (stored []byte, n int, end bool) {
 	}
 	d.Size += int64(w)
 	return b[:w], r, end
-}
-
-// header remembers the first bytes of a header line, which may come in pieces.
-func (d *Decoder) header(piece []byte) { d.have += copy(d.name[d.have:], piece) }
-
-// headerLine counts the line that has just ended if it is a hop, and notices the end of the header.
-func (d *Decoder) headerLine() {
-	d.inBody = d.have == 0
-	if isField(d.name[:d.have], "received") || isField(d.name[:d.have], "delivered-to") {
-		d.Hops++
-	}
-	d.have = 0
-}
-
-// isField reports whether line begins with a field name, given in lower case, and a colon. Blanks before the
-// colon are of the obsolete syntax (RFC 5322 4.5).
-func isField(line []byte, name string) bool {
-	if len(line) <= len(name) || !equalFold(line[:len(name)], name) {
-		return false
-	}
-	rest := bytes.TrimLeft(line[len(name):], " \t")
-	return len(rest) > 0 && rest[0] == ':'
 }
 
 // equalFold compares b with a word in lower case.

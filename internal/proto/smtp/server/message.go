@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"qmail/internal/format/envelope"
+	"qmail/internal/format/received"
 	"qmail/internal/format/reply"
 )
 
@@ -65,7 +66,7 @@ func (s *Session) Refusal() error {
 	switch {
 	case b.Bare:
 		return errBare
-	case b.Hops >= maxHops:
+	case b.Hops >= received.MaxHops:
 		return errHops
 	case s.config.Databytes > 0 && b.Size > s.config.Databytes:
 		return errSize

@@ -61,7 +61,6 @@ const (
 )
 
 const (
-	maxHops       = 100  // qmail-smtpd's limit
 	maxHelo       = 255  // a domain name's length
 	maxOvershoot  = 1000 // 452 replies before they count as errors: a fair client may pipeline all of its list
 	defaultErrors = 20
