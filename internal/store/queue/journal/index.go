@@ -181,7 +181,7 @@ func (x *index) fold(seg *segment, p place, it *item) {
 		}
 	case kindHold:
 		x.hold(e, it.flags&flagOn != 0)
-		if it.flags&(flagOn|flagState) == flagOn {
+		if it.flags&flagOn != 0 {
 			e.flags |= heldOnce
 		}
 		if it.flags&flagState != 0 {
