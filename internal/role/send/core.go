@@ -449,7 +449,7 @@ func (c *core) result(d *delivery, i int, text string) {
 	default:
 		c.log.Deferral(d.first+uint64(i), text[1:])
 		d.contact = max(d.contact, contact(text))
-		c.batch.Notes = append(c.batch.Notes, queue.Note{ID: id, Recipients: []uint32{recipient}, Next: d.job.Next, Text: text[1:]})
+		c.note(id, recipient, d.job.Next, text[1:])
 	}
 }
 
@@ -463,6 +463,17 @@ func contact(text string) schedule.Contact {
 		}
 	}
 	return schedule.Answered
+}
+
+// note writes down a deferral. Recipients that a job puts off in the same words share a note.
+func (c *core) note(id queue.ID, recipient uint32, next time.Time, text string) {
+	if n := len(c.batch.Notes); n > 0 {
+		if last := &c.batch.Notes[n-1]; last.ID == id && last.Text == text && last.Next.Equal(next) {
+			last.Recipients = append(last.Recipients, recipient)
+			return
+		}
+	}
+	c.batch.Notes = append(c.batch.Notes, queue.Note{ID: id, Recipients: []uint32{recipient}, Next: next, Text: text})
 }
 
 func (c *core) close(id queue.ID, recipient uint32, outcome queue.Outcome) {
