@@ -64,6 +64,7 @@ func compareMain(ctx context.Context, args []string) error {
 	if err := os.Chmod(c.scratch, 0o755); err != nil {
 		return err
 	}
+	spread(c.scratch)
 	c.describe(ctx, peers)
 	err = c.run(ctx, peers)
 	return errors.Join(err, c.print())
