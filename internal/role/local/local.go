@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"qmail/internal/proto/jobs"
+	"qmail/internal/proto/qq"
 	"qmail/internal/store/maildir"
 	"qmail/internal/system/disk"
 	"qmail/internal/system/env"
@@ -84,13 +85,7 @@ func classic(ctx context.Context, e *env.Env, args []string) int {
 	d.message = &message{body: jobs.NewFileBody(e.Stdin, 0, info.Size()), own: e.Stdin}
 	ctx, cancel := context.WithTimeout(ctx, deliveryTime)
 	defer cancel()
-	queue := &dropping{door{home: e.Home}}
-	defer queue.close()
-	s := newSite(e, queue)
-	if path := e.Get("QMAILQUEUE"); path != "" {
-		s.queue = &substitute{path, e.Vars}
-	}
-	return s.run(ctx, d, e.Stdout, e.Stderr)
+	return newSite(e, classicQueue{qq.New(e)}).run(ctx, d, e.Stdout, e.Stderr)
 }
 
 // parseArgs reads options and the eight arguments.

@@ -13,6 +13,7 @@ import (
 	"qmail/internal/format/reply"
 	"qmail/internal/proto/enqueue"
 	"qmail/internal/proto/jobs"
+	"qmail/internal/proto/qq"
 )
 
 // submitTime bounds the wait for the queue.
@@ -102,30 +103,22 @@ func (d *door) close() {
 	}
 }
 
-// dropping is the door of the classic program: without a qmail-send the message waits in queue/drop.
-type dropping struct{ door }
+// classicQueue is the queue of the classic program: what QMAILQUEUE names, else the door, else queue/drop.
+type classicQueue struct{ *qq.Queue }
 
-func (d *dropping) submit(ctx context.Context, e *envelope.Envelope, head []byte, m *jobs.Body) (qp string, err error) {
-	if _, err := d.open(); err == nil {
-		return d.door.submit(ctx, e, head, m)
+func (q classicQueue) submit(ctx context.Context, e *envelope.Envelope, head []byte, m *jobs.Body) (qp string, err error) {
+	out, err := q.Open(ctx, e)
+	if err != nil {
+		return "", err
 	}
+	defer out.Abort() // does nothing after Commit
 	in := whole(m)
-	err = enqueue.Drop(d.home, e, io.MultiReader(bytes.NewReader(head), in))
+	_, _ = io.Copy(out, io.MultiReader(bytes.NewReader(head), in)) // Commit knows of a failed write
 	if in.err != nil {
-		err = because(errRead, in.err)
+		return "", because(errRead, in.err)
 	}
-	return ownQP(), err
-}
-
-// substitute is the program that QMAILQUEUE names.
-type substitute struct {
-	path string
-	vars []string
-}
-
-func (s *substitute) submit(ctx context.Context, e *envelope.Envelope, head []byte, m *jobs.Body) (qp string, err error) {
-	pid, err := enqueue.Program(ctx, s.path, s.vars, os.Stderr, e, io.MultiReader(bytes.NewReader(head), whole(m)))
-	return strconv.Itoa(pid), err
+	a, err := out.Commit(e)
+	return strconv.FormatUint(a.QP, 10), err
 }
 
 // sized reads a message and makes one that ends early an error, which it remembers.
