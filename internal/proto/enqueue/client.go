@@ -213,6 +213,34 @@ func (c *Client) Begin(e *envelope.Envelope) (*Message, error) {
 	return m, m.begun()
 }
 
+// BeginBody starts a message whose envelope is not known yet: Address comes after the last Write.
+func (c *Client) BeginBody() (*Message, error) {
+	stream, ch, err := c.open()
+	if err != nil {
+		return nil, err
+	}
+	m := &Message{c: c, stream: stream, answer: ch}
+	m.err = m.c.conn.Send(kindBody, stream)
+	if m.err != nil {
+		m.err = lost(m.err)
+	}
+	return m, m.begun()
+}
+
+// Address gives the envelope of a message that BeginBody started. An error is a *reply.Error, and Abort is what
+// is left to do.
+func (m *Message) Address(e *envelope.Envelope) error {
+	if err := e.Check(); err != nil {
+		return refuse(err)
+	}
+	records := e.Append(nil, false)
+	if len(records) > MaxEnvelope {
+		return refuse(fmt.Errorf("envelope of %d bytes", len(records)))
+	}
+	m.send(kindEnvelope, records)
+	return nil // Commit knows why it could not be sent
+}
+
 func (m *Message) begun() error {
 	if m.err != nil {
 		m.c.forget(m.stream)

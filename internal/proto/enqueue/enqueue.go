@@ -5,7 +5,7 @@
 // stream number of the client's choice:
 //
 //	client  E  envelope records (format/envelope, untrusted form); several E frames are joined
-//	        B  bytes of the message; any number
+//	        B  bytes of the message; any number. All E frames come before the first B, or after the last
 //	        D  the message is complete: answer when it is on disk
 //	        X  throw the message away
 //	        V  one address: would you take it? No envelope, no message

@@ -306,7 +306,6 @@ func TestTimeoutIsTemporary(t *testing.T) {
 
 func TestALyingClientIsDropped(t *testing.T) {
 	frames := map[string][]ipc.Message{
-		"a body without an envelope":      {{Kind: kindBody, Parts: [][]byte{{1}}}},
 		"an end without an envelope":      {{Kind: kindDone}},
 		"an envelope after the body":      {{Kind: kindEnvelope, Parts: [][]byte{[]byte("Fa\x00")}}, {Kind: kindBody}, {Kind: kindEnvelope}},
 		"an unknown kind":                 {{Kind: 'z'}},

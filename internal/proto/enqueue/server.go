@@ -94,6 +94,7 @@ type server struct {
 type incoming struct {
 	records  []byte // until the envelope is complete
 	envelope *envelope.Envelope
+	late     bool // the envelope comes after the body
 	id       uint64
 	body     []byte
 	spool    Spool
@@ -112,10 +113,7 @@ func (s *server) frame(f ipc.Frame) error {
 	case kindEnvelope:
 		return s.envelope(f, m)
 	case kindBody:
-		if m == nil {
-			return errBroken
-		}
-		s.body(f.Stream, m, f.Payload)
+		return s.bodyFrame(f, m)
 	case kindDone:
 		if m == nil {
 			return errBroken
@@ -138,11 +136,10 @@ func (s *server) frame(f ipc.Frame) error {
 
 func (s *server) envelope(f ipc.Frame, m *incoming) error {
 	if m == nil {
-		if len(s.streams) >= maxStreams {
-			return errBroken
+		var err error
+		if m, err = s.open(f.Stream); err != nil {
+			return err
 		}
-		m = &incoming{}
-		s.streams[f.Stream] = m
 	} else if m.envelope != nil {
 		return errBroken
 	}
@@ -158,8 +155,17 @@ func (s *server) envelope(f ipc.Frame, m *incoming) error {
 	return nil
 }
 
-// begin parses the envelope when the first byte of the body, or the end, comes.
-func (s *server) begin(stream uint32, m *incoming) {
+func (s *server) open(stream uint32) (*incoming, error) {
+	if len(s.streams) >= maxStreams {
+		return nil, errBroken
+	}
+	m := &incoming{}
+	s.streams[stream] = m
+	return m, nil
+}
+
+// address parses the envelope when the first byte of the body, or the end, comes.
+func (s *server) address(stream uint32, m *incoming) {
 	e, err := envelope.Parse(m.records, false, s.peer.MaxRecipients)
 	s.held -= len(m.records)
 	m.records = nil
@@ -167,23 +173,46 @@ func (s *server) begin(stream uint32, m *incoming) {
 		s.refuse(stream, m, refuse(err))
 		return
 	}
-	m.id = s.backend.NewID()
-	e.UID, e.QP = s.peer.UID, int64(s.peer.PID)
-	if s.peer.Network {
-		e.QP = int64(m.id)
-	}
+	e.UID, e.QP = s.peer.UID, s.qp(m)
 	m.envelope = e
 }
 
+// qp is what the injector prints as "qp".
+func (s *server) qp(m *incoming) int64 {
+	if m.id == 0 {
+		m.id = s.backend.NewID()
+	}
+	if s.peer.Network {
+		return int64(m.id)
+	}
+	return int64(s.peer.PID)
+}
+
+// bodyFrame takes bytes of a message. One that begins with them has its envelope after them.
+func (s *server) bodyFrame(f ipc.Frame, m *incoming) error {
+	if m == nil {
+		var err error
+		if m, err = s.open(f.Stream); err != nil {
+			return err
+		}
+		m.late = true
+	}
+	if m.late && m.records != nil {
+		return errBroken
+	}
+	s.body(f.Stream, m, f.Payload)
+	return nil
+}
+
 func (s *server) body(stream uint32, m *incoming, p []byte) {
-	if !m.refused && m.envelope == nil {
-		s.begin(stream, m)
+	if !m.refused && !m.late && m.envelope == nil {
+		s.address(stream, m)
 	}
 	if m.refused {
 		return
 	}
 	if m.spool == nil && m.body == nil {
-		m.body = s.received(make([]byte, 0, 96+len(p)), m.envelope.QP)
+		m.body = s.received(make([]byte, 0, 96+len(p)), s.qp(m))
 		s.held += len(m.body)
 	}
 	if m.spool == nil && len(m.body)+len(p) <= inMemory && s.held+len(p) <= perConnection {
@@ -217,6 +246,9 @@ func (s *server) spool(m *incoming, p []byte) error {
 func (s *server) done(stream uint32, m *incoming) error {
 	if !m.refused && m.spool == nil && m.body == nil {
 		s.body(stream, m, nil) // a message without a byte
+	}
+	if !m.refused && m.late {
+		s.address(stream, m)
 	}
 	delete(s.streams, stream)
 	if m.refused {
