@@ -314,17 +314,18 @@ func cut(b []byte) (it item, rest []byte, err error) {
 	return it, rest, nil
 }
 
-// items calls f for each item of meta.
-func items(meta []byte, f func(*item) error) error {
+// items calls f for each item of meta; the item is f's for that call.
+func items(meta []byte, f func(*item) error) error { return itemsIn(new(item), meta, f) }
+
+// itemsIn is items with memory for them, since most records have but one.
+func itemsIn(it *item, meta []byte, f func(*item) error) (err error) {
 	for len(meta) > 0 {
-		it, rest, err := cut(meta)
-		if err != nil {
+		if *it, meta, err = cut(meta); err != nil {
 			return err
 		}
-		if err := f(&it); err != nil {
+		if err := f(it); err != nil {
 			return err
 		}
-		meta = rest
 	}
 	return nil
 }
@@ -438,6 +439,7 @@ type place struct {
 
 // pages calls f for each item of a footer.
 func pages(b []byte, end int64, f func(place, *item) error) error {
+	var scratch item
 	for len(b) > 0 {
 		if len(b) < pageSize {
 			return errTrailer
@@ -448,7 +450,7 @@ func pages(b []byte, end int64, f func(place, *item) error) error {
 		if int64(n) > int64(len(b)) || p.off < headerRoom || p.off%align != 0 || p.off+headSize+int64(p.meta) > end {
 			return errTrailer
 		}
-		if err := items(b[:n], func(it *item) error { return f(p, it) }); err != nil {
+		if err := itemsIn(&scratch, b[:n], func(it *item) error { return f(p, it) }); err != nil {
 			return err
 		}
 		b = b[n:]
