@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 
+	"qmail/internal/role/getpw"
 	"qmail/internal/role/home"
 	"qmail/internal/role/inject"
 	"qmail/internal/role/local"
@@ -56,6 +57,7 @@ var programs = []program{
 	{"qmail-send", send.Main, false, "keep the queue and decide who is tried when"},
 	{"qmail-lspawn", lspawn.Main, true, "start deliveries to users"},
 	{"qmail-local", local.Main, false, "deliver to a user"},
+	{"qmail-getpw", getpw.Main, false, "say whose account a local part is"},
 	{"qmail-rspawn", rspawn.Main, true, "send mail to other machines"},
 	{"qmail-remote", remote.Main, false, "send one message to another machine"},
 	{"qmail-queue", queue.Main, false, "put a message into the queue"},
@@ -76,7 +78,7 @@ var absent = []string{
 	"qmail-clean",
 	"forward", "except", "bouncesaying", "condredirect", "preline", "maildirmake", "maildir2mbox", "maildirwatch",
 	"qbiff", "qreceipt", "elq", "pinq", "qail", "splogger", "tcp-env", "dot-forward", "fastforward", "newinclude",
-	"qmail-getpw", "qmail-newu", "qmail-pw2u", "qmail-pop3d", "qmail-popup", "qmail-qmqpd",
+	"qmail-newu", "qmail-pw2u", "qmail-pop3d", "qmail-popup", "qmail-qmqpd",
 	"qmail-qmtpd", "qmail-qread", "qmail-qstat", "qmail-showctl", "qmail-tcpto", "qmail-tcpok",
 	"setforward", "setmaillist", "printforward", "printmaillist", "maildirserial", "maildirsmtp", "maildirqmtp",
 	"serialsmtp", "serialqmtp", "setlock",
