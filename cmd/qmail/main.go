@@ -20,7 +20,9 @@ import (
 	"qmail/internal/role/lspawn"
 	"qmail/internal/role/mailsubj"
 	"qmail/internal/role/newmrh"
+	"qmail/internal/role/newu"
 	"qmail/internal/role/predate"
+	"qmail/internal/role/pw2u"
 	"qmail/internal/role/qmqpc"
 	"qmail/internal/role/queue"
 	"qmail/internal/role/remote"
@@ -57,6 +59,8 @@ var programs = []program{
 	{"qmail-send", send.Main, false, "keep the queue and decide who is tried when"},
 	{"qmail-lspawn", lspawn.Main, true, "start deliveries to users"},
 	{"qmail-local", local.Main, false, "deliver to a user"},
+	{"qmail-newu", newu.Main, false, "make users/cdb"},
+	{"qmail-pw2u", pw2u.Main, false, "make users/assign of passwd"},
 	{"qmail-getpw", getpw.Main, false, "say whose account a local part is"},
 	{"qmail-rspawn", rspawn.Main, true, "send mail to other machines"},
 	{"qmail-remote", remote.Main, false, "send one message to another machine"},
@@ -78,7 +82,7 @@ var absent = []string{
 	"qmail-clean",
 	"forward", "except", "bouncesaying", "condredirect", "preline", "maildirmake", "maildir2mbox", "maildirwatch",
 	"qbiff", "qreceipt", "elq", "pinq", "qail", "splogger", "tcp-env", "dot-forward", "fastforward", "newinclude",
-	"qmail-newu", "qmail-pw2u", "qmail-pop3d", "qmail-popup", "qmail-qmqpd",
+	"qmail-pop3d", "qmail-popup", "qmail-qmqpd",
 	"qmail-qmtpd", "qmail-qread", "qmail-qstat", "qmail-showctl", "qmail-tcpto", "qmail-tcpok",
 	"setforward", "setmaillist", "printforward", "printmaillist", "maildirserial", "maildirsmtp", "maildirqmtp",
 	"serialsmtp", "serialqmtp", "setlock",
