@@ -3,11 +3,10 @@ package home
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
-
-	"golang.org/x/sys/unix"
 
 	"qmail/internal/format/address"
 	"qmail/internal/format/cdb"
@@ -148,12 +147,42 @@ func (p *plan) assign() error {
 }
 
 // syncAll makes the home durable: mail accepted a minute from now shall not hang on a directory that a power cut
-// takes away.
+// takes away. Files come first, since only they have data; then one commit of the file system does for all
+// directories.
 func syncAll(home string) error {
-	f, err := os.Open(home)
+	var files, dirs []string
+	err := filepath.WalkDir(home, func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && path == filepath.Join(home, "bin"):
+			return fs.SkipDir // not ours
+		case d.IsDir():
+			dirs = append(dirs, path)
+		case d.Type().IsRegular():
+			files = append(files, path)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, path := range append(files, dirs...) {
+		if err := syncPath(path); err != nil {
+			return err
+		}
+	}
+	if err := syncPath(filepath.Dir(home)); !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	return nil // we may not look at the directory; it was changed together with what is synced by now
+}
+
+func syncPath(path string) error {
+	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	return os.NewSyscallError("syncfs", unix.Syncfs(int(f.Fd())))
+	return f.Sync()
 }
