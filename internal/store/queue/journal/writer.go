@@ -28,7 +28,7 @@ type writer struct {
 	cut      *segment
 	seq      uint64
 	iov      [][]byte
-	item     item // being folded
+	item     item      // being folded
 	fails    int       // since the last success
 	failed   time.Time // the last of them
 	full     time.Time // when there was last no room; zero when there is
