@@ -90,3 +90,38 @@ func TestArguments(t *testing.T) {
 		}
 	}
 }
+
+func TestReportsAreCut(t *testing.T) {
+	x := func(n int) string { return strings.Repeat("x", n) }
+	tests := []struct {
+		name   string
+		writes []string
+		want   string
+	}{
+		{"nothing", nil, "D"},
+		{"as long as may be", []string{x(1000), x(2000)}, "D" + x(3000)},
+		{"one byte more", []string{x(3000), "y"}, "D" + x(cutReport-len(tooLong)) + tooLong},
+		{"much more", []string{x(100000), x(100000)}, "D" + x(cutReport-len(tooLong)) + tooLong},
+		{"up to a NUL", []string{"a\x00", "b"}, "Da"},
+	}
+	for _, tt := range tests {
+		c := &capped{}
+		for _, w := range tt.writes {
+			if n, err := c.Write([]byte(w)); n != len(w) || err != nil {
+				t.Errorf("%s: %d, %v", tt.name, n, err)
+			}
+		}
+		if got := c.report(exitNever); got != tt.want {
+			t.Errorf("%s: %d bytes %.50q", tt.name, len(got), got)
+		}
+	}
+	c := &capped{}
+	for range maxOutput >> 20 {
+		if _, err := c.Write(make([]byte, 1<<20)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := c.Write([]byte("x")); err == nil || cap(c.text) > 2*maxReport {
+		t.Errorf("after %d bytes: %v, %d kept", maxOutput, err, cap(c.text))
+	}
+}

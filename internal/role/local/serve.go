@@ -21,14 +21,15 @@ const together = 32
 
 // newWorker makes the worker of a user. Its programs get no variables but those that are promised.
 func newWorker(e *env.Env, user, home, fallback string) *worker {
-	s := newSite(e, &door{home: e.Home})
+	queue := &door{home: e.Home}
+	s := newSite(e, queue)
 	s.vars = nil
 	for _, name := range []string{"PATH", "QMAILHOME"} {
 		if value, set := e.Lookup(name); set {
 			s.vars = append(s.vars, name+"="+value)
 		}
 	}
-	return &worker{site: s, user: user, home: home, fallback: fallback, slots: make(chan struct{}, together)}
+	return &worker{site: s, door: queue, user: user, home: home, fallback: fallback, slots: make(chan struct{}, together)}
 }
 
 // serve takes jobs until qmail-send has no more. It does not stop for less: what it is told to do it finishes.
@@ -43,6 +44,7 @@ func serve(ctx context.Context, e *env.Env, w *worker) int {
 		fmt.Fprintln(e.Stderr, "descriptor 0 is no pipe of qmail-lspawn's:", err)
 		return exitLater
 	}
+	defer w.door.close()
 	if err := jobs.Serve(context.WithoutCancel(ctx), conn, w.handle); !jobs.Ended(err) {
 		fmt.Fprintln(e.Stderr, "qmail-send:", err)
 		return exitLater
@@ -54,6 +56,7 @@ func serve(ctx context.Context, e *env.Env, w *worker) int {
 // qmail-lspawn; what qmail-send says of that does not count.
 type worker struct {
 	*site
+	door                 *door
 	user, home, fallback string
 	slots                chan struct{}
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -285,6 +286,52 @@ func TestANewLinkReplacesTheOld(t *testing.T) {
 	close(orders) // a lost supervisor
 	<-over
 	<-second.Done()
+}
+
+// A qmail-send that was taken over may send anything. It loses its own link and nothing else.
+func TestGarbageEndsItsOwnLinkOnly(t *testing.T) {
+	s := newSpawner(&env.Env{Home: home(t, own()), Now: time.Now}, "/nonexistent", slog.New(slog.DiscardHandler))
+	orders := make(chan env.Order)
+	over := make(chan struct{})
+	go func() { s.obey(context.WithoutCancel(t.Context()), orders); close(over) }()
+	rnd := rand.New(rand.NewPCG(1, 2))
+	for i := range 300 {
+		ours, theirs, err := ipc.Pair()
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn, err := ipc.FromFile(theirs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		orders <- env.Order{Kind: env.Link, Link: conn}
+		junk := make([]byte, rnd.IntN(200))
+		for j := range junk {
+			junk[j] = byte(rnd.Uint32())
+		}
+		if i%2 == 0 { // something that looks like a frame
+			junk = append([]byte{0, 0, 0, byte(len(junk)), "LPXK"[i/2%4], byte(i / 8 % 3), 0, 0, 0, 1}, junk...)
+		}
+		ours.Write(junk) // it may be gone already
+		ours.Close()
+	}
+	a, b, err := ipc.LocalPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	orders <- env.Order{Kind: env.Link, Link: b}
+	c := lookup.NewClient(a)
+	defer c.Close()
+	if a, err := c.Find(t.Context(), "ann"); err != nil || a.User != "ann" {
+		t.Errorf("%+v, %v", a, err)
+	}
+	close(orders)
+	<-over
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.alive != 0 {
+		t.Errorf("garbage started %d workers", s.alive)
+	}
 }
 
 func TestMainWantsASupervisor(t *testing.T) {
