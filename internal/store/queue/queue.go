@@ -90,8 +90,8 @@ type Store interface {
 	// the message leaves the queue meanwhile. Its bytes are those accepted, or the error wraps ErrDamaged.
 	Body(ctx context.Context, id ID) (Body, error)
 
-	// Scan calls f with every message live when Scan began and still so when its turn comes, oldest
-	// first within a segment of time, not exactly in the order of ids. The entry and its Open slice are
+	// Scan calls f with every message live when Scan began and still so when its turn comes, roughly oldest
+	// first, not exactly in the order of ids. The entry and its Open slice are
 	// f's for that call only; its Envelope may be kept. An error from f ends the scan and is returned. A message
 	// that cannot be read does not end it: its entry comes with a nil Envelope.
 	Scan(f func(*Entry) error) error
@@ -116,7 +116,7 @@ type Batch struct {
 
 // Accept puts a message into the queue. A message without recipients is done the moment it is accepted.
 type Accept struct {
-	ID       ID                 // from NewID
+	ID       ID                 // from NewID; a new one for each try
 	Envelope *envelope.Envelope // must pass its Check; a zero Birth is replaced by now in what is stored
 	Body     [][]byte           // the body in pieces, written as they are
 	Spool    Spool              // or the body's place, from this Store's Spool; then Body is nil

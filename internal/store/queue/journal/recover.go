@@ -67,7 +67,8 @@ type recovery struct {
 	nextID   uint64
 	spareIDs uint64 // to be passed over
 	lastSeq  uint64
-	harmed   bool // something was set aside: keep what would else be rubbish
+	unfit    []string // spares of the wrong size
+	harmed   bool     // something was set aside: keep what would else be rubbish
 	buf      []byte
 }
 
@@ -106,7 +107,7 @@ func (j *Journal) recover() error {
 	return j.roll(spare)
 }
 
-// file is a segment as found.
+// found is a segment as found.
 type found struct {
 	*segment
 	header header
@@ -144,7 +145,7 @@ func (r *recovery) look() ([]found, error) {
 	return all, nil
 }
 
-// keepSpare takes a spare file of the right size; the others go later, as rubbish.
+// keepSpare takes a spare file of the right size; the others were never finished, and go.
 func (r *recovery) keepSpare(name string) error {
 	info, err := r.disk.Stat(name)
 	if err != nil {
@@ -152,6 +153,8 @@ func (r *recovery) keepSpare(name string) error {
 	}
 	if info.Size == r.opt.SegmentSize {
 		r.spares = append(r.spares, name)
+	} else {
+		r.unfit = append(r.unfit, name)
 	}
 	return nil
 }
@@ -477,6 +480,11 @@ func (r *recovery) orphans() error {
 	if err := r.rubbish("."); err != nil {
 		return err
 	}
+	for _, name := range r.unfit {
+		if err := r.disk.Remove(name); err != nil {
+			return err
+		}
+	}
 	r.index.files = nil // all gone with the orphans
 	return r.missing()
 }
@@ -500,7 +508,7 @@ func (r *recovery) orphan(name string) error {
 	return nil
 }
 
-// rubbish removes unnamed files that had to be named, and spares that do not fit.
+// rubbish removes unnamed files that had to be named.
 func (r *recovery) rubbish(dir string) error {
 	names, err := r.disk.ReadDir(dir)
 	if err != nil {
