@@ -15,11 +15,11 @@ type direct struct {
 	ctx      context.Context
 	envelope *envelope.Envelope // nil until it is known
 
-	hold   *Hold           // all of the message so far, unless it is large and its envelope known:
-	client *enqueue.Client // then stream: it goes to qmail-send as it comes
-	stream *enqueue.Message
-	drop   *dropping // or to a drop file
-	err    error     // why it cannot go on
+	hold   *Hold // all of the message so far, unless it is large: then
+	client *enqueue.Client
+	stream *enqueue.Message // it goes to qmail-send as it comes
+	drop   *dropping        // or, once its envelope is known, to a drop file
+	err    error            // why it cannot go on
 }
 
 // dropping is a drop file in the making.
@@ -36,7 +36,7 @@ func (d *direct) Write(p []byte) (int, error) {
 	if d.err != nil {
 		return 0, errStopped
 	}
-	if d.hold != nil && d.envelope != nil && d.hold.Size()+int64(len(p)) > inMemory {
+	if d.hold != nil && d.hold.file == nil && d.hold.Size()+int64(len(p)) > inMemory {
 		d.overflow()
 	}
 	d.pass(p)
@@ -46,17 +46,24 @@ func (d *direct) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// overflow sends what is held on its way, since there is too much of it to be held.
+// overflow sends what is held on its way, since there is too much of it to be held in memory. Without a
+// qmail-send and without an envelope it stays, in a file.
 func (d *direct) overflow() {
-	held := d.hold.memory
-	d.hold = nil
 	client, err := enqueue.Dial(d.queue.Home)
-	if err != nil {
-		d.drop = d.beginDrop()
-	} else {
+	switch {
+	case err == nil && d.envelope == nil:
+		d.client = client
+		d.stream, d.err = client.BeginBody()
+	case err == nil:
 		d.client = client
 		d.stream, d.err = client.Begin(d.envelope)
+	case d.envelope == nil:
+		return
+	default:
+		d.drop = d.beginDrop()
 	}
+	held := d.hold.memory
+	d.hold = nil
 	d.pass(held)
 }
 
@@ -103,6 +110,12 @@ func (d *direct) commit(e *envelope.Envelope) (Accepted, error) {
 	case d.err != nil:
 		return Accepted{}, d.err
 	case d.stream != nil:
+		if d.envelope == nil {
+			if err := d.stream.Address(e); err != nil {
+				d.stream.Abort()
+				return Accepted{}, err
+			}
+		}
 		return accepted(d.stream.Commit(ctx))
 	case d.drop != nil:
 		d.drop.w.Close()

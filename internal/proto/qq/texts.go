@@ -135,7 +135,7 @@ func custom(words []byte) *reply.Error {
 	}
 	e := reply.Of(reply.Parse(class + string(words)))
 	if e.Status == "" || e.Status[0] != byte('0'+e.Code/100) || strings.Count(e.Status, ".") != 2 {
-		e.Status = string(byte('0'+e.Code/100)) + ".3.0"
+		e.Status = string(byte('0'+e.Code/100)) + ".0.0"
 	}
 	return e
 }

@@ -1,0 +1,238 @@
+package vectors
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"qmail/internal/proto/enqueue"
+)
+
+// different are the cases in which we do not do what was recorded, and why. All but those marked pending are
+// warts of the original.
+var different = map[string]string{
+	"inject-env-name-empty": "an empty personal name is none",
+	"inject-rw-backslash":   "what needs quotes gets them",
+	"inject-rw-8bit":        "UTF-8 in a phrase stays as it is",
+	"inject-hdr-crlf":       "a text whose lines end in CRLF is one",
+	"sendmail-f-name":       "-F counts beside -f",
+	"sendmail-f-angle":      "-f <> is the null sender",
+	"sendmail-mailq":        "pending: qmail-qread",
+	"sendmail-bs":           "pending: qmail-smtpd for one connection",
+}
+
+// programs builds the binary and links every name to it.
+func programs(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "programs-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil { // other users run them
+		t.Fatal(err)
+	}
+	build := exec.Command("go", "build", "-o", filepath.Join(dir, "qmail"), "qmail/cmd/qmail")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	out, err := exec.Command(filepath.Join(dir, "qmail"), "programs").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range strings.Fields(string(out)) {
+		if err := os.Symlink("qmail", filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+func TestRecordings(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.jsonl")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no recordings: %v", err)
+	}
+	r := &Runner{Bin: programs(t), ReadQueue: dropped}
+	used := map[string]bool{}
+	for _, file := range files {
+		cases, err := Load(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range cases {
+			if reason, ok := different[c.Name]; ok {
+				if used[c.Name] = true; !c.Wart && !strings.HasPrefix(reason, "pending") {
+					t.Errorf("%s is no wart", c.Name)
+				}
+			}
+		}
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".jsonl"), func(t *testing.T) {
+			for _, c := range cases {
+				t.Run(c.Name, func(t *testing.T) { play(t, r, &c) })
+			}
+		})
+	}
+	for name := range different {
+		if !used[name] {
+			t.Errorf("%s is no case", name)
+		}
+	}
+}
+
+// play runs one case. Those that differ on purpose must differ.
+func play(t *testing.T, r *Runner, c *Case) {
+	if !privilegedServer(c) {
+		t.Parallel()
+	}
+	err := r.Run(c)
+	reason, differs := different[c.Name]
+	switch {
+	case errors.Is(err, ErrSkip):
+		t.Skip(err)
+	case err != nil && differs:
+		t.Skip(reason)
+	case err == nil && differs && !strings.HasPrefix(reason, "pending"):
+		t.Errorf("is as recorded, but should not be: %s", reason)
+	case err != nil:
+		t.Errorf("%s: %v", c.Desc, err)
+	}
+}
+
+// dropped reads what qmail-queue has left for a qmail-send that is not running, with the line that qmail-send
+// puts above it.
+func dropped(home string) ([]Queued, error) {
+	paths, err := enqueue.ListDropped(home)
+	if err != nil {
+		return nil, err
+	}
+	var list []Queued
+	for _, path := range paths {
+		d, err := enqueue.OpenDropped(path)
+		if err != nil {
+			return nil, err
+		}
+		body, err := io.ReadAll(d.Body)
+		if err := errors.Join(err, d.Done()); err != nil {
+			return nil, err
+		}
+		q := Queued{Sender: Value(d.Envelope.Sender), Message: append(enqueue.AppendReceived(nil, 1, how(d.UID), time.Now()), body...)}
+		for _, r := range d.Envelope.Recipients {
+			q.Recipients = append(q.Recipients, Value(r))
+		}
+		list = append(list, q)
+	}
+	return list, nil
+}
+
+func how(uid int) string {
+	if u, err := user.LookupId(strconv.Itoa(uid)); err == nil {
+		switch u.Username {
+		case "alias":
+			return "by alias"
+		case "qmaild":
+			return "from network"
+		}
+	}
+	return fmt.Sprintf("by uid %d", uid)
+}
+
+func TestMatch(t *testing.T) {
+	tests := []struct {
+		template, got string
+		want          bool
+	}{
+		{"abc", "abc", true},
+		{"abc", "abcd", false},
+		{"", "", true},
+		{"Date: {{DATE}}\n", "Date: 3 Nov 2026 01:02:03 -0000\n", true},
+		{"Date: {{DATE}}\n", "Date: 3 Nov 2026 01:02:03\n", false},
+		{"{{TIME}}.{{PID}}x", "1700000000.7x", true},
+		{"{{TIME}}", "170000000", false},
+		{"{{NONE}}{{PID}}", "{{NONE}}12", true},
+		{"{{PID}}1", "21", false}, // the longest, and no second thought
+		{"{{", "{{", true},
+	}
+	for _, tt := range tests {
+		if got := match([]byte(tt.template), []byte(tt.got)); got != tt.want {
+			t.Errorf("match(%q, %q) = %v", tt.template, tt.got, got)
+		}
+	}
+}
+
+// A runner that lets everything pass is worse than none: each kind of difference must be seen.
+func TestTheRunnerSeesDifferences(t *testing.T) {
+	text := func(s string) *Value { v := Value(s); return &v }
+	good := func() (*run, *result) {
+		x := &run{c: &Case{Kind: "exec", Family: "inject", Expect: Expect{
+			Stdout: text("out\n"), Stderr: Value("bad (#5.1.1)\n"),
+			Queued: []Queued{{Value("s"), []Value{Value("a"), Value("b")}, Value("m\n")}},
+			Home:   map[string]*Value{"x": text("1")},
+			Tree:   map[string]Entries{"f": {{Mode: "0644", Data: text("d")}}},
+			Saw:    [][]struct{ Raw Value }{{{Value("raw")}}},
+		}, Servers: []Server{{Proto: "qmqp"}}}}
+		return x, &result{
+			stdoutSeen: true, stdout: []byte("out\n"), stderr: []byte("other words #5.1.1\n"),
+			queued:    []Queued{{Value("s"), []Value{Value("b"), Value("a")}, Value("m\n")}},
+			homeFiles: map[string][]byte{"x": []byte("1")},
+			tree:      map[string][]entry{"f": {{mode: "0644", data: "d"}}},
+			saw:       [][][]byte{{[]byte("raw")}},
+		}
+	}
+	if x, got := good(); x.compare(got) != nil {
+		t.Fatal(x.compare(got))
+	}
+	for name, spoil := range map[string]func(*run, *result){
+		"exit":       func(_ *run, r *result) { r.exit = 1 },
+		"stdout":     func(_ *run, r *result) { r.stdout = []byte("out") },
+		"silence":    func(_ *run, r *result) { r.stderr = nil },
+		"code":       func(_ *run, r *result) { r.stderr = []byte("#5.1.2\n") },
+		"sender":     func(_ *run, r *result) { r.queued[0].Sender = Value("t") },
+		"recipients": func(_ *run, r *result) { r.queued[0].Recipients = r.queued[0].Recipients[:1] },
+		"order":      func(x *run, _ *result) { x.c.Family = "queue" },
+		"message":    func(_ *run, r *result) { r.queued[0].Message = Value("n\n") },
+		"none":       func(_ *run, r *result) { r.queued = nil },
+		"one more":   func(_ *run, r *result) { r.stored = r.queued },
+		"home":       func(_ *run, r *result) { delete(r.homeFiles, "x") },
+		"file":       func(_ *run, r *result) { r.tree["g"] = []entry{{mode: "0644"}} },
+		"mode":       func(_ *run, r *result) { r.tree["f"][0].mode = "0600" },
+		"saw":        func(_ *run, r *result) { r.saw[0] = slices.Concat(r.saw[0], r.saw[0]) },
+	} {
+		x, got := good()
+		if spoil(x, got); x.compare(got) == nil {
+			t.Errorf("%s: nothing seen", name)
+		}
+	}
+	for _, tt := range []struct {
+		proto, want, got string
+		same             bool
+	}{
+		{"smtp", "553 no (#5.7.1)\r\n", "550 5.7.1 never\r\n", true},
+		{"smtp", "553 no (#5.7.1)\r\n", "550 5.1.1 never\r\n", false},
+		{"smtp", "250 ok\r\n", "250 ok\r\n250 ok\r\n", false},
+		{"smtp", "250-h\r\n250 PIPELINING\r\n", "250-h\r\n250-SIZE 1\r\n250 PIPELINING\r\n", true},
+		{"smtp", "250-h\r\n250 PIPELINING\r\n", "250-h\r\n250 SIZE 1\r\n", false},
+		{"smtp", "220 a ESMTP\r\n", "220 b ESMTP\r\n", false},
+		{"qmqp", "{{LEN}}:Kok {{TIME}} qp {{QP}},", "19:Kok 1700000000 qp 1,", true},
+		{"qmqp", "{{LEN}}:Kok {{TIME}} qp {{QP}},", "3:Zno,", false},
+		{"pop3", "+OK\r\n+OK 2 30\r\n", "+OK hello\r\n+OK 2 30\r\n", true},
+		{"pop3", "+OK 2 30\r\n", "+OK 3 30\r\n", false},
+		{"pop3", "+OK\r\na\r\n\r\n.\r\n", "+OK\r\na\r\n.\r\n", true},
+		{"pop3", "+OK\r\na\r\n.\r\n", "+OK\r\nb\r\n.\r\n", false},
+		{"raw", "a{{PID}}", "a1", true},
+	} {
+		if got := dialogue(tt.proto, []byte(tt.want), []byte(tt.got)); (got == "") != tt.same {
+			t.Errorf("%s %q against %q: %q", tt.proto, tt.got, tt.want, got)
+		}
+	}
+}
