@@ -1,0 +1,274 @@
+// Package maildrop reads maildirs, maildir(5): it lists their messages, opens and removes them, and moves them
+// from new to cur. Delivery is store/maildir's.
+//
+// Other programs may do the same at the same time, so a message that has gone from where it was is looked for
+// under its new name: the part before the colon is the same, and so is the inode. Nothing that is not a regular
+// file is a message, no symbolic link is followed, and no rename ever replaces a file.
+package maildrop
+
+import (
+	"cmp"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// maxMessages bounds a list. What is beyond it is seen when others are gone.
+	maxMessages = 1 << 20
+	// staleAfter is how long a file in tmp may lie unread before nobody is writing it any more (maildir(5)).
+	staleAfter = 36 * time.Hour
+	// lookAgain is how often, at most, the directories are read to find where a message has gone.
+	lookAgain = time.Second
+	batch     = 1024
+)
+
+// Message is a message of a list.
+type Message struct {
+	Dir  string // "new" or "cur"
+	Name string // in there
+	Size int64
+	Time time.Time // of the delivery
+	ino  uint64
+}
+
+// Key is the part of the name that stays when flags change.
+func (m Message) Key() string { return key(m.Name) }
+
+func key(name string) string {
+	k, _, _ := strings.Cut(name, ":")
+	return k
+}
+
+// Drop is an open maildir. It is for one goroutine.
+type Drop struct {
+	dir    *os.File
+	parts  map[string]*os.File
+	moved  map[string]Message // where messages are by now, by key
+	looked time.Time
+}
+
+// Open opens the maildir at path. new and cur are opened when they are first needed.
+func Open(path string) (*Drop, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	return &Drop{dir: os.NewFile(uintptr(fd), path), parts: map[string]*os.File{}}, nil
+}
+
+// Close closes the maildir.
+func (d *Drop) Close() error {
+	var failed error
+	for _, f := range d.parts {
+		failed = errors.Join(failed, f.Close())
+	}
+	return errors.Join(failed, d.dir.Close())
+}
+
+// part is the directory new, cur or tmp.
+func (d *Drop) part(name string) (*os.File, error) {
+	if f := d.parts[name]; f != nil {
+		return f, nil
+	}
+	fd, err := unix.Openat(int(d.dir.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), name)
+	d.parts[name] = f
+	return f, nil
+}
+
+// each calls do for every name in new, cur or tmp that does not begin with a dot, until do returns false.
+func (d *Drop) each(part string, do func(dir int, name string) bool) error {
+	f, err := d.part(part)
+	if err != nil {
+		return err
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	for {
+		names, err := f.Readdirnames(batch)
+		for _, name := range names {
+			if name[0] != '.' && !do(int(f.Fd()), name) {
+				return nil
+			}
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// List returns the messages that were delivered before now's second, oldest first. A directory that cannot be
+// read is an error, never an empty one.
+func (d *Drop) List(now time.Time) ([]Message, error) {
+	var list []Message
+	var failed error
+	for _, part := range []string{"new", "cur"} {
+		err := d.each(part, func(dir int, name string) bool {
+			var st unix.Stat_t
+			err := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW)
+			if err != nil && !errors.Is(err, unix.ENOENT) {
+				failed = &fs.PathError{Op: "stat", Path: part + "/" + name, Err: err}
+				return false
+			}
+			if err == nil && st.Mode&unix.S_IFMT == unix.S_IFREG && st.Mtim.Sec < now.Unix() {
+				list = append(list, Message{part, name, st.Size, time.Unix(st.Mtim.Unix()), st.Ino})
+			}
+			return len(list) < maxMessages
+		})
+		if err = errors.Join(err, failed); err != nil {
+			return nil, err
+		}
+	}
+	slices.SortFunc(list, func(a, b Message) int {
+		return cmp.Or(a.Time.Compare(b.Time), cmp.Compare(a.Name, b.Name))
+	})
+	return list, nil
+}
+
+// at does something to a message where it is, or, should it have moved, where it is by now. m follows it.
+func (d *Drop) at(m *Message, do func(dir int, name string) error) error {
+	f, err := d.part(m.Dir)
+	if err != nil {
+		return err
+	}
+	err = do(int(f.Fd()), m.Name)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	now, found := d.find(m)
+	if !found {
+		return err
+	}
+	if f, err = d.part(now.Dir); err != nil {
+		return err
+	}
+	if err = do(int(f.Fd()), now.Name); err == nil {
+		m.Dir, m.Name = now.Dir, now.Name
+	}
+	return err
+}
+
+// find looks for a message that is not where it was.
+func (d *Drop) find(lost *Message) (Message, bool) {
+	if d.moved == nil || time.Since(d.looked) > lookAgain {
+		moved := map[string]Message{}
+		for _, part := range []string{"new", "cur"} {
+			err := d.each(part, func(_ int, name string) bool {
+				m := Message{Dir: part, Name: name}
+				moved[m.Key()] = m
+				return len(moved) < maxMessages
+			})
+			if err != nil {
+				return Message{}, false // the trouble that brought us here is reported
+			}
+		}
+		d.moved, d.looked = moved, time.Now()
+	}
+	m, ok := d.moved[lost.Key()]
+	if !ok {
+		return Message{}, false
+	}
+	f, err := d.part(m.Dir)
+	if err != nil {
+		return Message{}, false
+	}
+	var st unix.Stat_t
+	err = unix.Fstatat(int(f.Fd()), m.Name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	return m, err == nil && st.Ino == lost.ino // else a different message of that name
+}
+
+// Read opens a message.
+func (d *Drop) Read(m *Message) (*os.File, error) {
+	var f *os.File
+	err := d.at(m, func(dir int, name string) error {
+		fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOCTTY, 0)
+		if err != nil {
+			return &fs.PathError{Op: "open", Path: name, Err: err}
+		}
+		f = os.NewFile(uintptr(fd), name)
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() { // it was, when it was listed
+		err = &fs.PathError{Op: "open", Path: m.Name, Err: fs.ErrInvalid}
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// Remove removes a message. One that somebody else has removed already is removed.
+func (d *Drop) Remove(m *Message) error {
+	err := d.at(m, func(dir int, name string) error {
+		if err := unix.Unlinkat(dir, name, 0); err != nil {
+			return &fs.PathError{Op: "remove", Path: name, Err: err}
+		}
+		return nil
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// Settle moves a message from new to cur, without flags. One that is no longer in new has been moved already.
+func (d *Drop) Settle(m *Message) error {
+	if m.Dir != "new" {
+		return nil
+	}
+	from, err := d.part("new")
+	if err != nil {
+		return err
+	}
+	to, err := d.part("cur")
+	if err != nil {
+		return err
+	}
+	name := m.Key() + ":2,"
+	err = unix.Renameat2(int(from.Fd()), m.Name, int(to.Fd()), name, unix.RENAME_NOREPLACE)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) { // a file system that cannot promise it
+		if err = unix.Faccessat(int(to.Fd()), name, unix.F_OK, unix.AT_SYMLINK_NOFOLLOW); err == nil {
+			err = unix.EEXIST
+		} else if errors.Is(err, unix.ENOENT) {
+			err = unix.Renameat(int(from.Fd()), m.Name, int(to.Fd()), name)
+		}
+	}
+	switch {
+	case err == nil:
+		m.Dir, m.Name = "cur", name
+		return nil
+	case errors.Is(err, unix.ENOENT):
+		return nil
+	}
+	return &fs.PathError{Op: "rename", Path: m.Name, Err: err}
+}
+
+// Sweep removes files from tmp that nobody is writing any more. That may fail; the next one has another chance.
+func (d *Drop) Sweep(now time.Time) {
+	_ = d.each("tmp", func(dir int, name string) bool {
+		var st unix.Stat_t
+		if unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && now.Sub(time.Unix(st.Atim.Unix())) > staleAfter {
+			_ = unix.Unlinkat(dir, name, 0)
+		}
+		return true
+	})
+}

@@ -1,0 +1,221 @@
+package maildrop
+
+import (
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+const old = 1000000000
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// makeDrop makes a maildir of files "new/name" and so on, the first the oldest.
+func makeDrop(t testing.TB, files ...string) (*Drop, string) {
+	t.Helper()
+	dir := t.TempDir()
+	for _, part := range []string{"tmp", "new", "cur"} {
+		must(t, os.Mkdir(filepath.Join(dir, part), 0o700))
+	}
+	for i, name := range files {
+		put(t, dir, name, old+int64(i))
+	}
+	d, err := Open(dir)
+	must(t, err)
+	t.Cleanup(func() { d.Close() })
+	return d, dir
+}
+
+func put(t testing.TB, dir, name string, when int64) {
+	t.Helper()
+	path := filepath.Join(dir, name)
+	must(t, os.WriteFile(path, []byte("content of "+name), 0o600))
+	must(t, os.Chtimes(path, time.Unix(when, 0), time.Unix(when, 0)))
+}
+
+func names(list []Message) string {
+	var all []string
+	for _, m := range list {
+		all = append(all, m.Dir+"/"+m.Name)
+	}
+	return strings.Join(all, " ")
+}
+
+func list(t testing.TB, d *Drop) []Message {
+	t.Helper()
+	l, err := d.List(time.Now())
+	must(t, err)
+	return l
+}
+
+func TestAListIsRegularFilesOldestFirst(t *testing.T) {
+	d, dir := makeDrop(t, "cur/b:2,S", "new/c", "new/a", "new/.hidden", "tmp/t")
+	must(t, os.Symlink("/etc/passwd", filepath.Join(dir, "new/link")))
+	must(t, syscall.Mkfifo(filepath.Join(dir, "new/fifo"), 0o600))
+	must(t, os.Mkdir(filepath.Join(dir, "new/dir"), 0o700))
+	put(t, dir, "new/just-now", time.Now().Unix()+5)
+	put(t, dir, "new/0", old) // the same time as b: then by name
+	if got := names(list(t, d)); got != "new/0 cur/b:2,S new/c new/a" {
+		t.Errorf("listed %s", got)
+	}
+}
+
+func TestAMissingPartIsAnError(t *testing.T) {
+	d, dir := makeDrop(t, "cur/a")
+	must(t, os.Remove(filepath.Join(dir, "new")))
+	if _, err := d.List(time.Now()); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%v", err)
+	}
+	if _, err := Open(filepath.Join(dir, "nothing")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%v", err)
+	}
+	if _, err := Open(filepath.Join(dir, "cur/a")); !errors.Is(err, syscall.ENOTDIR) {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestMessagesAreFollowed(t *testing.T) {
+	d, dir := makeDrop(t, "new/a", "new/b", "cur/c:2,")
+	l := list(t, d)
+	must(t, os.Rename(dir+"/new/a", dir+"/cur/a:2,RS")) // by another reader
+	must(t, os.Rename(dir+"/cur/c:2,", dir+"/cur/c:2,T"))
+	f, err := d.Read(&l[0])
+	must(t, err)
+	if b, err := io.ReadAll(f); err != nil || string(b) != "content of new/a" {
+		t.Errorf("%q %v", b, err)
+	}
+	f.Close()
+	must(t, d.Remove(&l[2]))
+	must(t, os.Remove(dir+"/new/b"))
+	must(t, d.Remove(&l[1]))
+	if _, err := d.Read(&l[1]); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("read what is gone: %v", err)
+	}
+	if got := names(list(t, d)); got != "cur/a:2,RS" {
+		t.Errorf("left %s", got)
+	}
+}
+
+func TestAnotherMessageOfTheSameNameIsLeftAlone(t *testing.T) {
+	d, dir := makeDrop(t, "new/a", "cur/a:2,S")
+	l := list(t, d)
+	must(t, os.Remove(dir+"/new/a"))
+	must(t, d.Remove(&l[0]))
+	if got := names(list(t, d)); got != "cur/a:2,S" {
+		t.Errorf("left %q", got)
+	}
+}
+
+func TestSettleNeverReplaces(t *testing.T) {
+	d, dir := makeDrop(t, "new/a", "new/b", "cur/c:2,S", "new/gone")
+	l := list(t, d)
+	put(t, dir, "cur/b:2,", old)
+	must(t, os.Remove(dir+"/new/gone"))
+	var failed []string
+	for i := range l {
+		if err := d.Settle(&l[i]); err != nil {
+			failed = append(failed, l[i].Name)
+		}
+	}
+	if strings.Join(failed, " ") != "b" {
+		t.Errorf("failed: %v", failed)
+	}
+	b, err := os.ReadFile(dir + "/cur/b:2,")
+	if err != nil || string(b) != "content of cur/b:2," {
+		t.Errorf("replaced: %q %v", b, err)
+	}
+	if got := names(list(t, d)); got != "cur/a:2, cur/b:2, new/b cur/c:2,S" {
+		t.Errorf("now %s", got)
+	}
+}
+
+func TestAFileThatBecameALinkIsNotRead(t *testing.T) {
+	d, dir := makeDrop(t, "new/a")
+	l := list(t, d)
+	must(t, os.Remove(dir+"/new/a"))
+	must(t, os.Symlink("/etc/passwd", dir+"/new/a"))
+	if f, err := d.Read(&l[0]); err == nil {
+		f.Close()
+		t.Error("followed a link")
+	}
+	must(t, os.Remove(dir+"/new/a"))
+	must(t, syscall.Mkfifo(dir+"/new/a", 0o600))
+	if f, err := d.Read(&l[0]); err == nil {
+		f.Close()
+		t.Error("opened a FIFO")
+	}
+}
+
+func TestSweep(t *testing.T) {
+	d, dir := makeDrop(t, "tmp/old", "tmp/.keep")
+	put(t, dir, "tmp/young", time.Now().Unix()-3600)
+	d.Sweep(time.Now())
+	left, err := os.ReadDir(dir + "/tmp")
+	must(t, err)
+	if len(left) != 2 || left[0].Name() != ".keep" || left[1].Name() != "young" {
+		t.Errorf("left %v", left)
+	}
+}
+
+// TestReadersTogether: some settle, some remove, nobody fails, and nothing is lost but what was removed.
+func TestReadersTogether(t *testing.T) {
+	var files []string
+	for i := range 200 {
+		files = append(files, "new/"+strings.Repeat("x", 1+i%3)+string(rune('a'+i%26))+strings.Repeat("y", i))
+	}
+	_, dir := makeDrop(t, files...)
+	var wg sync.WaitGroup
+	for reader := range 4 {
+		wg.Go(func() {
+			d, err := Open(dir)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer d.Close()
+			l, err := d.List(time.Now())
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			for i := range l {
+				do := d.Settle
+				if (len(l[i].Key())+reader)%2 == 0 && len(l[i].Key())%2 == 0 {
+					do = d.Remove
+				}
+				if err := do(&l[i]); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	d, err := Open(dir)
+	must(t, err)
+	defer d.Close()
+	odd := 0
+	for _, f := range files {
+		odd += (len(f) - len("new/")) % 2
+	}
+	left := list(t, d)
+	for _, m := range left {
+		if m.Dir != "cur" || len(m.Key())%2 == 0 {
+			t.Errorf("left: %s/%s", m.Dir, m.Name)
+		}
+	}
+	if len(left) != odd {
+		t.Errorf("%d left, not %d", len(left), odd)
+	}
+}
