@@ -30,6 +30,7 @@ type house struct {
 	home    string
 	address string // of SMTP
 	log     string
+	root    bool // in privileged mode
 	cmd     *exec.Cmd
 	ended   chan struct{}
 }
@@ -83,7 +84,7 @@ func (h *house) write(name, text string) {
 // command is this program under another name, without rights.
 func (h *house) command(argv ...string) *exec.Cmd {
 	cmd := &exec.Cmd{Path: "/proc/self/exe", Args: argv, Env: []string{"QMAILHOME=" + h.home}, Dir: "/"}
-	if os.Geteuid() == 0 {
+	if os.Geteuid() == 0 && !h.root {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
 	}
 	return cmd
@@ -98,23 +99,44 @@ func (h *house) start() {
 	}
 	defer log.Close()
 	before := strings.Count(h.read(), "qmail-start: ready\n")
-	cmd := h.command("qmail-start")
-	cmd.Stderr = log
-	if err := cmd.Start(); err != nil {
-		h.t.Fatal(err)
-	}
-	ended := make(chan struct{})
-	h.cmd, h.ended = cmd, ended
-	go func() { _ = cmd.Wait(); close(ended) }()
-	h.t.Cleanup(func() { _ = cmd.Process.Kill(); <-ended })
+	h.launch(log)
 	h.until("all roles are ready", func() bool {
 		select {
-		case <-ended:
+		case <-h.ended:
 			h.t.Fatalf("the supervisor ended; log:\n%s", h.tail())
 		default:
 		}
 		return strings.Count(h.read(), "qmail-start: ready\n") > before
 	})
+}
+
+func (h *house) launch(log *os.File) {
+	h.t.Helper()
+	cmd, ended := h.command("qmail-start"), make(chan struct{})
+	cmd.Stderr = log
+	if err := cmd.Start(); err != nil {
+		h.t.Fatal(err)
+	}
+	h.cmd, h.ended = cmd, ended
+	go func() { _ = cmd.Wait(); close(ended) }()
+	h.t.Cleanup(func() { _ = cmd.Process.Kill(); <-ended })
+}
+
+// fail starts the supervisor, which is to give up, and returns its exit code.
+func (h *house) fail() int {
+	h.t.Helper()
+	log, err := os.OpenFile(h.log, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	defer log.Close()
+	h.launch(log)
+	select {
+	case <-h.ended:
+	case <-time.After(soon):
+		h.t.Fatalf("it goes on; log:\n%s", h.tail())
+	}
+	return h.cmd.ProcessState.ExitCode()
 }
 
 // stop stops it in order.

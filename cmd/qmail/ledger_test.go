@@ -103,8 +103,8 @@ func (l *ledger) note(id string, code int, doubt bool) {
 	}
 }
 
-// settle counts what arrived against what was promised.
-func (l *ledger) settle(messages []string) (lost, invented, broken []string, twice int) {
+// settle counts what arrived against what was promised. most is the greatest number of copies of one message.
+func (l *ledger) settle(messages []string) (lost, invented, broken []string, twice, most int) {
 	seen := map[string]int{}
 	for _, m := range messages {
 		_, rest, _ := strings.Cut(m, "\nSubject: ")
@@ -113,6 +113,7 @@ func (l *ledger) settle(messages []string) (lost, invented, broken []string, twi
 		if seen[id] > 1 {
 			twice++
 		}
+		most = max(most, seen[id])
 		if !strings.HasSuffix(m, stored(id)) {
 			broken = append(broken, id)
 		}
@@ -126,7 +127,7 @@ func (l *ledger) settle(messages []string) (lost, invented, broken []string, twi
 		}
 	}
 	slices.Sort(lost)
-	return lost, invented, broken, twice
+	return lost, invented, broken, twice, most
 }
 
 // TestNothingAcceptedIsLostWhenRolesAreKilled kills each role by its pid under load, then the workers, then all
@@ -185,21 +186,52 @@ func TestNothingAcceptedIsLostWhenRolesAreKilled(t *testing.T) {
 	done()
 
 	// What a dead role had in hand is tried again by qmail's timetable; an alarm is the way not to wait for it.
-	var lost, invented, broken []string
-	var twice int
 	h.until("everything has arrived", func() bool {
 		_ = syscall.Kill(h.pid("send"), syscall.SIGALRM)
-		lost, invented, broken, twice = l.settle(append(h.mail("alice"), far.mail()...))
+		lost, _, _, _, _ := l.settle(append(h.mail("alice"), far.mail()...))
 		return len(lost) == 0
 	})
 	h.stop()
-	lost, invented, broken, twice = l.settle(append(h.mail("alice"), far.mail()...))
+	lost, invented, broken, twice, most := l.settle(append(h.mail("alice"), far.mail()...))
 	t.Logf("%d accepted, %d more tried; %d kills; %d lost, %d twice", l.accepted.Load(), len(l.fates)-int(l.accepted.Load()), kills, len(lost), twice)
 	if len(lost)+len(invented)+len(broken) > 0 {
 		t.Errorf("lost %v\nrefused and yet delivered %v\nchanged %v", lost, invented, broken)
 	}
+	if most > 1+kills {
+		t.Errorf("%d copies of one message after %d kills", most, kills)
+	}
 	if int64(kills) < 4 || l.accepted.Load() < 50 {
 		t.Errorf("this proved nothing: %d kills, %d messages", kills, l.accepted.Load())
+	}
+}
+
+// TestAnOrderlyStopUnderLoadLosesAndRepeatsNothing stops everything in the middle of a load and starts it again.
+func TestAnOrderlyStopUnderLoadLosesAndRepeatsNothing(t *testing.T) {
+	h := newHouse(t)
+	far := newFarHost(t)
+	h.write("control/smtproutes", "far.example:"+far.route()+"\n")
+	h.start()
+	var l ledger
+	stop := make(chan struct{})
+	done := l.load(h, 6, stop)
+	for range 3 {
+		goal := l.accepted.Load() + 100
+		h.until("mail is accepted", func() bool { return l.accepted.Load() >= goal })
+		h.stop()
+		h.start()
+	}
+	close(stop)
+	done()
+	h.until("everything has arrived", func() bool {
+		_ = syscall.Kill(h.pid("send"), syscall.SIGALRM)
+		lost, _, _, _, _ := l.settle(append(h.mail("alice"), far.mail()...))
+		return len(lost) == 0
+	})
+	h.stop()
+	lost, invented, broken, twice, _ := l.settle(append(h.mail("alice"), far.mail()...))
+	t.Logf("%d accepted; %d lost, %d twice", l.accepted.Load(), len(lost), twice)
+	if len(lost)+len(invented)+len(broken)+twice > 0 {
+		t.Errorf("lost %v\nrefused and yet delivered %v\nchanged %v\n%d twice", lost, invented, broken, twice)
 	}
 }
 
