@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -55,7 +56,15 @@ func servicesOf(table []process) (all []string) {
 // doorPath is enqueue.SocketPath, which a test compares; that package is not for root.
 func doorPath(home string) string { return filepath.Join(home, "queue", "enqueue") }
 
+// leftover is how long the start waits for sockets that are in use. The roles of a supervisor that was killed die
+// with it, but not in the same moment.
+const leftover = 3 * time.Second
+
 func (l *listeners) open() error {
+	deadline := time.Now().Add(leftover)
+	for answers(doorPath(l.home)) && time.Now().Before(deadline) { // another qmail-send still has the queue
+		time.Sleep(leftover / 100)
+	}
 	door, err := ipc.Listen(doorPath(l.home), 0o666) // who may inject is for qmail-send to say
 	if err != nil {
 		return err
@@ -70,7 +79,20 @@ func (l *listeners) open() error {
 		return err
 	}
 	_, err = l.change(wanted)
+	for errors.Is(err, unix.EADDRINUSE) && time.Now().Before(deadline) {
+		time.Sleep(leftover / 100)
+		_, err = l.change(wanted)
+	}
 	return err
+}
+
+// answers reports whether somebody listens on a Unix socket.
+func answers(path string) bool {
+	c, err := ipc.Dial(path, leftover/100)
+	if err == nil {
+		c.Close()
+	}
+	return !errors.Is(err, unix.ECONNREFUSED) && !errors.Is(err, fs.ErrNotExist)
 }
 
 func (l *listeners) close() {

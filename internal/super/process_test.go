@@ -411,11 +411,25 @@ func TestASecondInstanceIsRefusedByName(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-ended
+	h.start()
+	h.logged("qmail-start: ready\n", 2)
 	for name, pid := range before {
 		h.until(name+" is gone", func() bool { return !alive(pid) })
 	}
+}
+
+func TestAnAddressThatIsTakenForGoodIsNamed(t *testing.T) {
+	h := newHouse(t)
+	ln, err := net.Listen("tcp", h.address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
 	h.start()
-	h.logged("qmail-start: ready\n", 2)
+	if code := h.end(); code != 111 {
+		t.Errorf("exit code %d", code)
+	}
+	h.logged("qmail-start: alert: smtp: listen tcp "+h.address+": bind: address already in use\n", 1)
 }
 
 // alive reports whether a process still does anything. What is dead and not yet buried does not.
