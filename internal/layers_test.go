@@ -26,6 +26,7 @@ var floors = []struct {
 	{"internal/check/", 3},
 	{"internal/role/", 4},
 	{"internal/super/", 5},
+	{"internal/vectors/", 5},
 	{"cmd/", 6},
 }
 

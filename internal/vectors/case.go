@@ -183,13 +183,20 @@ func (e *Entries) UnmarshalJSON(in []byte) error {
 	return err
 }
 
+// Seen is what a server saw of one connection: all of it, or the commands and the lines of the message.
+type Seen struct {
+	Raw      Value
+	Commands []Value
+	Body     Value
+}
+
 // Expect is what the original did.
 type Expect struct {
 	Exit           int
 	Stdout         *Value
 	Stderr         Value
 	Queued, Stored []Queued
-	Saw            [][]struct{ Raw Value }
+	Saw            [][]*Seen
 	Home           map[string]*Value
 	Tree           map[string]Entries
 	Recv           []Value

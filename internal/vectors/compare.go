@@ -348,45 +348,40 @@ func remoteReport(want, got []byte) string {
 }
 
 // compareSaw compares what servers saw: of SMTP only the envelopes and messages.
-func (x *run) compareSaw(got [][][]byte) string {
+func (x *run) compareSaw(got [][]*Seen) string {
 	for i, want := range x.c.Expect.Saw {
-		var w, g [][]byte
-		for _, conn := range want {
-			w = append(w, x.expand(conn.Raw))
-		}
-		g = got[i]
-		if x.c.Servers[i].Proto != "qmqp" {
-			w, g = transactions(w), transactions(g)
-		}
+		smtp := x.c.Servers[i].Proto != "qmqp"
+		w, g := x.essence(want, smtp, x.expand), x.essence(got[i], smtp, func(b []byte) []byte { return b })
 		if !slices.EqualFunc(w, g, match) {
-			return fmt.Sprintf("server %d saw %q, want %q", i, got[i], w)
+			return fmt.Sprintf("server %d saw %q, want %q", i, g, w)
 		}
 	}
 	return ""
 }
 
-// transactions leaves of a client's words the paths and the message, of those that got as far as MAIL.
-func transactions(conns [][]byte) (list [][]byte) {
+// essence leaves of what an SMTP client said its paths and the message, if it got as far as MAIL.
+func (x *run) essence(conns []*Seen, smtp bool, expand func([]byte) []byte) (list [][]byte) {
 	path := regexp.MustCompile(`(?i)^(?:MAIL FROM|RCPT TO):\s*(<.*>)(?: [A-Z0-9]+(?:=\S+)?)*\r?\n$`)
-	for _, raw := range conns {
+	for _, c := range conns {
+		if !smtp {
+			list = append(list, expand(c.Raw))
+			continue
+		}
 		var out []byte
 		mail, data := false, false
-		for line := range bytes.Lines(raw) {
-			m := path.FindSubmatch(line)
-			switch {
-			case data:
-				if bytes.Equal(line, []byte(".\r\n")) {
-					data = false
-				} else {
-					out = append(out, line...)
-				}
-			case m != nil:
-				mail = true
-				out = append(append(out, m[1]...), '\n')
-			case bytes.EqualFold(line, []byte("DATA\r\n")):
-				data = true
+		for _, line := range c.Commands {
+			line := expand(line)
+			verb := strings.ToUpper(string(line[:min(4, len(line))]))
+			mail, data = mail || verb == "MAIL", data || verb == "DATA"
+			if m := path.FindSubmatch(line); m != nil {
+				line = append(m[1], '\n')
+			}
+			if verb == "MAIL" || verb == "RCPT" || verb == "DATA" {
 				out = append(out, line...)
 			}
+		}
+		if data {
+			out = append(out, expand(c.Body)...)
 		}
 		if mail {
 			list = append(list, out)

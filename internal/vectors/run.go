@@ -39,7 +39,7 @@ type result struct {
 	exit                   int
 	stdout, stderr         []byte
 	queued, stored         []Queued
-	saw                    [][][]byte
+	saw                    [][]*Seen
 	recv                   [][]byte
 	tail                   []byte
 	bad                    string // a session that went wrong on its way
@@ -121,11 +121,18 @@ func able(c *Case) error {
 	if root && os.Getuid() != 0 {
 		return fmt.Errorf("needs root: %w", ErrSkip)
 	}
-	if slices.Contains(c.Needs, "qmail-users") {
-		for _, name := range []string{"alias", "qmaild", "qmailq", "qmailr", "qmails", "qmaill", "qmailp"} {
-			if _, err := user.Lookup(name); err != nil {
-				return fmt.Errorf("no user %s: %w", name, ErrSkip)
-			}
+	accounts := []string{}
+	switch {
+	case c.Family == "queue": // our qmail-queue looks up nobody but the injector
+		if _, err := strconv.Atoi(string(c.UID)); err != nil && c.UID != "" {
+			accounts = []string{string(c.UID)}
+		}
+	case slices.Contains(c.Needs, "qmail-users"):
+		accounts = []string{"alias", "qmaild", "qmailq", "qmailr", "qmails", "qmaill", "qmailp"}
+	}
+	for _, name := range accounts {
+		if _, err := user.Lookup(name); err != nil {
+			return fmt.Errorf("no user %s: %w", name, ErrSkip)
 		}
 	}
 	return nil

@@ -69,7 +69,7 @@ type scripted struct {
 	ln   net.Listener
 	busy sync.WaitGroup
 	mu   sync.Mutex
-	saw  []*bytes.Buffer
+	saw  []*Seen
 }
 
 func (x *run) startServers() (*servers, error) {
@@ -125,13 +125,9 @@ func (s *servers) close() {
 	})
 }
 
-func (s *servers) saw() (all [][][]byte) {
+func (s *servers) saw() (all [][]*Seen) {
 	for _, sc := range s.list {
-		var one [][]byte
-		for _, b := range sc.saw {
-			one = append(one, b.Bytes())
-		}
-		all = append(all, one)
+		all = append(all, sc.saw)
 	}
 	return all
 }
@@ -142,7 +138,7 @@ func (s *scripted) accept() {
 		if err != nil {
 			return
 		}
-		seen := &bytes.Buffer{}
+		seen := &Seen{}
 		s.mu.Lock()
 		s.saw = append(s.saw, seen)
 		s.mu.Unlock()
@@ -188,8 +184,10 @@ func say(conn net.Conn, a answer) bool {
 	return true
 }
 
-func (s *scripted) qmqp(conn net.Conn, seen *bytes.Buffer) {
-	r := bufio.NewReader(io.TeeReader(conn, seen))
+func (s *scripted) qmqp(conn net.Conn, seen *Seen) {
+	var raw bytes.Buffer
+	defer func() { seen.Raw = raw.Bytes() }()
+	r := bufio.NewReader(io.TeeReader(conn, &raw))
 	digits, err := r.ReadString(':')
 	n, _ := strconv.Atoi(strings.TrimSuffix(digits, ":"))
 	if err == nil {
@@ -200,8 +198,8 @@ func (s *scripted) qmqp(conn net.Conn, seen *bytes.Buffer) {
 	}
 }
 
-func (s *scripted) smtp(conn net.Conn, seen *bytes.Buffer) {
-	r := bufio.NewReader(io.TeeReader(conn, seen))
+func (s *scripted) smtp(conn net.Conn, seen *Seen) {
+	r := bufio.NewReader(conn)
 	if !say(conn, s.script("greeting", "220 fake.example ESMTP\r\n")) {
 		return
 	}
@@ -212,6 +210,7 @@ func (s *scripted) smtp(conn net.Conn, seen *bytes.Buffer) {
 		if err != nil {
 			return
 		}
+		seen.Commands = append(seen.Commands, Value(line))
 		var a answer
 		switch verb := strings.ToUpper(line[:min(4, len(line))]); verb {
 		case "EHLO":
@@ -239,10 +238,14 @@ func (s *scripted) smtp(conn net.Conn, seen *bytes.Buffer) {
 			if a.bytes[0] != '3' && a.bytes[0] != '2' {
 				continue
 			}
-			for line != ".\r\n" {
+			for {
 				if line, err = r.ReadString('\n'); err != nil {
 					return
 				}
+				if line == ".\r\n" {
+					break
+				}
+				seen.Body = append(seen.Body, line...)
 			}
 			a = s.script("body", "250 accepted\r\n")
 		default:

@@ -2,19 +2,12 @@ package vectors
 
 import (
 	"errors"
-	"fmt"
-	"io"
 	"os"
 	"os/exec"
-	"os/user"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
-	"time"
-
-	"qmail/internal/proto/enqueue"
 )
 
 // different are the cases in which we do not do what was recorded, and why. All but those marked pending are
@@ -63,7 +56,7 @@ func TestRecordings(t *testing.T) {
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no recordings: %v", err)
 	}
-	r := &Runner{Bin: programs(t), ReadQueue: dropped}
+	r := &Runner{Bin: programs(t), ReadQueue: Dropped}
 	used := map[string]bool{}
 	for _, file := range files {
 		cases, err := Load(file)
@@ -109,44 +102,6 @@ func play(t *testing.T, r *Runner, c *Case) {
 	}
 }
 
-// dropped reads what qmail-queue has left for a qmail-send that is not running, with the line that qmail-send
-// puts above it.
-func dropped(home string) ([]Queued, error) {
-	paths, err := enqueue.ListDropped(home)
-	if err != nil {
-		return nil, err
-	}
-	var list []Queued
-	for _, path := range paths {
-		d, err := enqueue.OpenDropped(path)
-		if err != nil {
-			return nil, err
-		}
-		body, err := io.ReadAll(d.Body)
-		if err := errors.Join(err, d.Done()); err != nil {
-			return nil, err
-		}
-		q := Queued{Sender: Value(d.Envelope.Sender), Message: append(enqueue.AppendReceived(nil, 1, how(d.UID), time.Now()), body...)}
-		for _, r := range d.Envelope.Recipients {
-			q.Recipients = append(q.Recipients, Value(r))
-		}
-		list = append(list, q)
-	}
-	return list, nil
-}
-
-func how(uid int) string {
-	if u, err := user.LookupId(strconv.Itoa(uid)); err == nil {
-		switch u.Username {
-		case "alias":
-			return "by alias"
-		case "qmaild":
-			return "from network"
-		}
-	}
-	return fmt.Sprintf("by uid %d", uid)
-}
-
 func TestMatch(t *testing.T) {
 	tests := []struct {
 		template, got string
@@ -179,14 +134,14 @@ func TestTheRunnerSeesDifferences(t *testing.T) {
 			Queued: []Queued{{Value("s"), []Value{Value("a"), Value("b")}, Value("m\n")}},
 			Home:   map[string]*Value{"x": text("1")},
 			Tree:   map[string]Entries{"f": {{Mode: "0644", Data: text("d")}}},
-			Saw:    [][]struct{ Raw Value }{{{Value("raw")}}},
+			Saw:    [][]*Seen{{{Raw: Value("raw")}}},
 		}, Servers: []Server{{Proto: "qmqp"}}}}
 		return x, &result{
 			stdoutSeen: true, stdout: []byte("out\n"), stderr: []byte("other words #5.1.1\n"),
 			queued:    []Queued{{Value("s"), []Value{Value("b"), Value("a")}, Value("m\n")}},
 			homeFiles: map[string][]byte{"x": []byte("1")},
 			tree:      map[string][]entry{"f": {{mode: "0644", data: "d"}}},
-			saw:       [][][]byte{{[]byte("raw")}},
+			saw:       [][]*Seen{{{Raw: Value("raw")}}},
 		}
 	}
 	if x, got := good(); x.compare(got) != nil {
