@@ -35,9 +35,13 @@ var floors = []struct {
 var neighbours = []struct{ from, to, reason string }{
 	{"internal/format/", "internal/format/", "values are made of values, and none of them has effects"},
 	{"internal/system/env", "internal/system/ipc", "orders of the supervisor come as frames with descriptors"},
+	{"internal/system/serve", "internal/system/env", "a server's life is made of the supervisor's orders"},
+	{"internal/system/serve", "internal/system/ipc", "and one of them brings its link to qmail-send"},
 	{"internal/store/queue/", "internal/store/queue/", "one interface, those who implement it, and its contract as a test"},
 	{"internal/proto/qq", "internal/proto/enqueue", "qmail-queue's interface, and the door behind it"},
 	{"internal/proto/injection", "internal/proto/qq", "what is completed goes on to the queue"},
+	{"internal/proto/inlet", "internal/proto/enqueue", "the sessions of a server share one link to the door"},
+	{"internal/proto/inlet", "internal/proto/qq", "a server for one connection hands over as all injectors do"},
 	{"internal/proto/smtp/", "internal/proto/smtp/", "one protocol, and who keeps its connections"},
 }
 

@@ -23,24 +23,21 @@ func (b *accepting) Verify(_ string, done func(error))           { done(nil) }
 // BenchmarkRole is messages of 4 KiB over TCP from 20 clients, through the role, to the other end of its link:
 // all of it in this process, the clients included.
 func BenchmarkRole(b *testing.B) {
-	e := &env.Env{Home: makeHome(b, fixture), Stderr: io.Discard, Now: time.Now, Orders: make(chan env.Order), Ready: func() error { return nil }}
-	config, err := ReadConfig(e, nil)
-	if err != nil {
-		b.Fatal(err)
-	}
+	orders, ended := make(chan env.Order), make(chan struct{})
+	e := &env.Env{Home: makeHome(b, fixture), Stderr: io.Discard, Now: time.Now, Orders: orders, Ready: func() error { return nil }}
 	ours, theirs, err := ipc.LocalPair()
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer theirs.Close()
 	go enqueue.Serve(theirs, enqueue.Peer{Network: true}, &accepting{})
-	d := newDaemon(e, config, nil)
-	d.door.connect(ours)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		b.Fatal(err)
 	}
-	d.group.Listen(b.Context(), ln)
+	go func() { Main(b.Context(), e, nil); close(ended) }()
+	orders <- env.Order{Kind: env.Link, Name: "send", Link: ours}
+	orders <- env.Order{Kind: env.Listen, Listener: ln}
 
 	const clients = 20
 	text := []byte("Subject: x\r\n\r\n" + strings.Repeat(strings.Repeat("x", 70)+"\r\n", 56) + "\r\n.\r\n")
@@ -51,9 +48,8 @@ func BenchmarkRole(b *testing.B) {
 	}
 	work.Wait()
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "msg/s")
-	ln.Close()
-	d.group.Drain(time.Second)
-	d.door.replace(nil)
+	orders <- env.Order{Kind: env.Stop}
+	<-ended
 }
 
 // deliver sends n messages, each in two writes.

@@ -8,6 +8,7 @@ import (
 
 	"qmail/internal/check/relay"
 	"qmail/internal/format/address"
+	"qmail/internal/format/received"
 	"qmail/internal/proto/smtp/server"
 	"qmail/internal/store/control"
 	"qmail/internal/system/env"
@@ -36,13 +37,12 @@ const (
 	memory         = 256 << 20 // maxmemory
 	minMemory      = 1 << 20
 
-	timeout      = 1200 * time.Second // timeoutsmtpd
-	commandTime  = 5 * time.Minute    // RFC 5321 4.5.3.2.7, and the most that timeoutsmtpd can ask for
-	blockTime    = 3 * time.Minute    // RFC 5321 4.5.3.2.5
-	transaction  = time.Hour
-	grace        = 5 * time.Minute
-	leastRate    = 256 // bytes per second
-	stopPatience = 15 * time.Second
+	timeout     = 1200 * time.Second // timeoutsmtpd
+	commandTime = 5 * time.Minute    // RFC 5321 4.5.3.2.7, and the most that timeoutsmtpd can ask for
+	blockTime   = 3 * time.Minute    // RFC 5321 4.5.3.2.5
+	transaction = time.Hour
+	grace       = 5 * time.Minute
+	leastRate   = 256 // bytes per second
 )
 
 var errNoName = errors.New("neither control/me nor control/smtpgreeting says who we are")
@@ -113,15 +113,12 @@ func (c *Config) readNumbers(dir control.Dir, e *env.Env) error {
 }
 
 // peer makes a session's Peer; whether it may relay is settled here, once.
-func (c *Config) peer(ip netip.Addr) *server.Peer {
-	p := &server.Peer{Address: ip, Local: c.Me}
-	if ip.IsValid() {
-		p.IP = ip.String()
-	}
+func (c *Config) peer(from received.From, address netip.Addr) *server.Peer {
+	p := &server.Peer{Address: address, IP: from.IP, Host: from.Host, Info: from.Info, Local: from.Local}
 	switch {
 	case c.relayClient != nil:
 		p.Relay = c.relayClient
-	case c.relay.Client(ip):
+	case c.relay.Client(address):
 		p.Relay = new(string)
 	}
 	return p

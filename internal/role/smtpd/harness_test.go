@@ -21,6 +21,7 @@ import (
 	"qmail/internal/format/reply"
 	"qmail/internal/proto/smtp/server"
 	"qmail/internal/system/env"
+	"qmail/internal/system/serve"
 )
 
 // makeHome makes a home of control files. A morercpthosts becomes a cdb too, as qmail-newmrh makes it.
@@ -134,7 +135,7 @@ func start(ctx context.Context, conn net.Conn, e *env.Env, peer func(*Config) *s
 	lines := (&env.Env{Stderr: log}).Log("qmail-smtpd")
 	v := server.Server{
 		Settings: func() *server.Config { return &config.Session }, Queue: q, Now: e.Now,
-		Refused: func(p *server.Peer, command, reply string) { lines.Info(refusalLine(p.IP, command, reply)) },
+		Refused: func(p *server.Peer, command, reply string) { lines.Info(serve.RefusalLine(p.IP, command, reply)) },
 	}
 	return v.Serve(ctx, conn, peer(config))
 }

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"qmail/internal/format/address"
+	"qmail/internal/format/received"
 	"qmail/internal/proto/smtp/server"
 )
 
@@ -152,7 +153,9 @@ func playHostile(t *testing.T, c hostile, home string) played {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		start(context.Background(), conn, e, func(config *Config) *server.Peer { return config.peer(ip) }, q, &log)
+		start(context.Background(), conn, e, func(config *Config) *server.Peer {
+			return config.peer(received.From{IP: ip.String(), Local: config.Me}, ip)
+		}, q, &log)
 	}()
 	if c.Setup.ClientReads == nil || *c.Setup.ClientReads {
 		go func() {

@@ -7,15 +7,12 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/netip"
 	"os"
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
-	"qmail/internal/format/envelope"
 	"qmail/internal/format/reply"
 	"qmail/internal/proto/enqueue"
 	"qmail/internal/system/env"
@@ -395,8 +392,8 @@ func TestItRefusesToStart(t *testing.T) {
 			t.Errorf("%s is a directory: %v", name, err)
 		}
 	}
-	if code := Main(t.Context(), &env.Env{Stderr: io.Discard}, nil); code != 100 {
-		t.Errorf("by hand: exit %d", code)
+	if code := Main(t.Context(), &env.Env{Stderr: io.Discard}, []string{"x"}); code != 100 {
+		t.Errorf("with an argument: exit %d", code)
 	}
 }
 
@@ -484,114 +481,5 @@ func TestAnOrderlyStop(t *testing.T) {
 	if conn, err := net.Dial("tcp", r.address); err == nil {
 		conn.Close()
 		t.Error("it still listens")
-	}
-}
-
-// pipeStream is an ipc.Stream for virtual time.
-type pipeStream struct{ net.Conn }
-
-func (s pipeStream) Read(p []byte) (int, []*os.File, error) {
-	n, err := s.Conn.Read(p)
-	return n, nil, err
-}
-
-func (s pipeStream) Write(p []byte, _ *os.File) error {
-	_, err := s.Conn.Write(p)
-	return err
-}
-
-func TestAQueueThatNeverAnswers(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		a, b := net.Pipe()
-		served := make(chan error, 1)
-		go func() { served <- enqueue.Serve(ipc.New(pipeStream{b}), enqueue.Peer{}, &backend{hang: true}) }()
-		d := &door{memory: func() int64 { return 1 << 20 }}
-		d.connect(ipc.New(pipeStream{a}))
-		began := time.Now()
-		if err := d.Verify("u@test.example"); reply.Letter(err) != 'Z' || time.Since(began) != verifyTime {
-			t.Errorf("%v after %v", err, time.Since(began))
-		}
-		for _, size := range []int{100, 300 << 10} {
-			m, err := d.Open(&envelope.Envelope{Recipients: []string{"u@test.example"}})
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := m.Write(make([]byte, size)); err != nil {
-				t.Fatal(err)
-			}
-			began = time.Now()
-			if _, err := m.Commit(); reply.Letter(err) != 'Z' || time.Since(began) != commitTime {
-				t.Errorf("%v after %v", err, time.Since(began))
-			}
-		}
-		if held := d.held.Load(); held != 0 {
-			t.Errorf("%d bytes are still held", held)
-		}
-		d.replace(nil)
-		<-served
-	})
-}
-
-func TestVerdictsAreForgotten(t *testing.T) {
-	var v verdicts
-	now := time.Unix(1000, 0)
-	v.put("a", nil, now)
-	v.put("b", &reply.Error{Code: 550}, now)
-	v.put("c", &reply.Error{Code: 451}, now)
-	for _, tt := range []struct {
-		name           string
-		after          time.Duration
-		known, refused bool
-	}{
-		{"a", 4 * time.Second, true, false}, {"b", 4 * time.Second, true, true}, {"c", 0, false, false},
-		{"a", 5 * time.Second, false, false}, {"d", 0, false, false},
-	} {
-		if refusal, known := v.get(tt.name, now.Add(tt.after)); known != tt.known || (refusal != nil) != tt.refused {
-			t.Errorf("%s after %v: %v, %v", tt.name, tt.after, refusal, known)
-		}
-	}
-	for i := range 10 * verdictsMax {
-		v.put(fmt.Sprint(i), nil, now)
-	}
-	if n := len(v.young) + len(v.old); n > 2*verdictsMax {
-		t.Errorf("%d are remembered", n)
-	}
-}
-
-func TestRefusalsDoNotFloodTheLog(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var log lockedBuffer
-		r := newRefusals((&env.Env{Stderr: &log}).Log("qmail-smtpd"))
-		done := make(chan struct{})
-		go func() { r.write(); close(done) }()
-		for range 10000 {
-			r.note("192.0.2.1", "FOO", "502 5.5.1 unimplemented\r\n")
-		}
-		synctest.Wait()
-		time.Sleep(1500 * time.Millisecond)
-		r.note("", "a\nqmail-smtpd: b \"\x1b\xff"+strings.Repeat("x", 500), "500 5.5.2 no\r\n")
-		synctest.Wait()
-		r.close()
-		<-done
-		lines := strings.Split(strings.TrimSuffix(log.String(), "\n"), "\n")
-		if len(lines) != refusalRate+2 || lines[refusalRate] != fmt.Sprintf("qmail-smtpd: refused %d more that are not logged", 10000-refusalRate) {
-			t.Errorf("%d lines, %q", len(lines), lines[len(lines)-2:])
-		}
-		if last := lines[len(lines)-1]; !strings.HasPrefix(last, `qmail-smtpd: refused unknown: "a\nqmail-smtpd: b \"\x1b\xffxxx`) || len(last) > 300 {
-			t.Errorf("%q", last)
-		}
-	})
-}
-
-// A bug that one session meets does not end the process.
-func TestAPanicEndsOneSession(t *testing.T) {
-	var log lockedBuffer
-	d := &daemon{log: (&env.Env{Stderr: &log}).Log("qmail-smtpd")}
-	d.config.Store(&Config{}) // without a policy
-	a, b := net.Pipe()
-	defer a.Close()
-	d.session(t.Context(), b, netip.MustParseAddr("192.0.2.1"))
-	if !strings.Contains(log.String(), "alert: bug: a session panicked") {
-		t.Errorf("log %q", &log)
 	}
 }

@@ -1,4 +1,4 @@
-package smtpd
+package serve
 
 import (
 	"log/slog"
@@ -8,9 +8,9 @@ import (
 	"time"
 )
 
-// refusals writes a line of log for each thing refused, without a session ever waiting for the log, and no
+// Refusals writes a line of log for each thing refused, without a session ever waiting for the log, and no
 // more than the disk can bear: what is beyond the rate or the buffer is counted, and the count is logged.
-type refusals struct {
+type Refusals struct {
 	log     *slog.Logger
 	lines   chan string
 	dropped atomic.Int64
@@ -22,25 +22,26 @@ const (
 	maxQuoted     = 200 // bytes of a stranger's line
 )
 
-func newRefusals(log *slog.Logger) *refusals {
-	return &refusals{log: log, lines: make(chan string, refusalBuffer)}
+// NewRefusals makes one; somebody has to run Write.
+func NewRefusals(log *slog.Logger) *Refusals {
+	return &Refusals{log: log, lines: make(chan string, refusalBuffer)}
 }
 
-// note never waits.
-func (r *refusals) note(ip, command, answer string) {
+// Note tells of an answer and of what it was an answer to. Both may hold any bytes. It never waits.
+func (r *Refusals) Note(ip, command, answer string) {
 	if len(r.lines) == cap(r.lines) {
 		r.dropped.Add(1)
 		return
 	}
 	select {
-	case r.lines <- refusalLine(ip, command, answer):
+	case r.lines <- RefusalLine(ip, command, answer):
 	default:
 		r.dropped.Add(1)
 	}
 }
 
-// refusalLine quotes what the stranger wrote, so that it cannot be taken for ours.
-func refusalLine(ip, command, answer string) string {
+// RefusalLine quotes what the stranger wrote, so that it cannot be taken for ours.
+func RefusalLine(ip, command, answer string) string {
 	if ip == "" {
 		ip = "unknown"
 	}
@@ -51,8 +52,8 @@ func refusalLine(ip, command, answer string) string {
 	return "refused " + ip + ": " + strconv.QuoteToASCII(command) + ": " + answer
 }
 
-// write logs until close; its owner runs it in a goroutine.
-func (r *refusals) write() {
+// Write logs until Close; its owner runs it in a goroutine.
+func (r *Refusals) Write() {
 	ticker := time.NewTicker(time.Second)
 	defer ticker.Stop()
 	left := refusalRate
@@ -75,11 +76,11 @@ func (r *refusals) write() {
 	}
 }
 
-func (r *refusals) sum() {
+func (r *Refusals) sum() {
 	if n := r.dropped.Swap(0); n > 0 {
 		r.log.Info("refused " + strconv.FormatInt(n, 10) + " more that are not logged")
 	}
 }
 
-// close ends write; no note may come after it.
-func (r *refusals) close() { close(r.lines) }
+// Close ends Write; no Note may come after it.
+func (r *Refusals) Close() { close(r.lines) }

@@ -1,0 +1,56 @@
+package smtpd
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	"qmail/internal/proto/inlet"
+	"qmail/internal/proto/smtp/server"
+	"qmail/internal/system/env"
+	"qmail/internal/system/serve"
+)
+
+// classic serves the connection that tcpserver, inetd or systemd gave us. Who the client is, what it may do and
+// who takes the message is said by the environment: TCPREMOTEIP, TCPREMOTEHOST, TCPREMOTEINFO, TCPLOCALHOST,
+// TCPLOCALIP, RELAYCLIENT, DATABYTES, QMAILQUEUE.
+func classic(ctx context.Context, e *env.Env) int {
+	conn, err := serve.NewStdio(e)
+	if err != nil {
+		fmt.Fprintf(e.Stderr, "qmail-smtpd: fatal: unable to use the connection: %v\n", err)
+		return 111
+	}
+	defer conn.Close()
+	log := (&env.Env{Stderr: conn.Stderr}).Log("qmail-smtpd")
+	fatal := func(text string, err error) int {
+		log.Error(text, "err", err)
+		conn.SetWriteDeadline(time.Now().Add(commandTime))
+		io.WriteString(conn, "421 4.3.0 "+text+" (#4.3.0)\r\n") // best effort: we end in any case
+		return 1
+	}
+	own, err := serve.OwnAddresses()
+	if err != nil {
+		return fatal("unable to figure out my IP addresses", err)
+	}
+	config, err := ReadConfig(e, own)
+	if err != nil {
+		return fatal("unable to read controls", err)
+	}
+	queue := inlet.NewOnce(ctx, e)
+	defer queue.Close()
+	refusals := serve.NewRefusals(log)
+	written := make(chan struct{})
+	go func() { defer close(written); refusals.Write() }()
+	v := server.Server{
+		Settings: func() *server.Config { return &config.Session }, Queue: door{queue}, Now: e.Now,
+		Refused: func(p *server.Peer, command, reply string) { refusals.Note(p.IP, command, reply) },
+	}
+	err = v.Serve(ctx, conn, config.peer(inlet.Peer(e, conn.Remote, conn.Local)))
+	refusals.Close()
+	<-written
+	if err != nil {
+		return 1
+	}
+	return 0
+}
