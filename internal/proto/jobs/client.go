@@ -33,18 +33,11 @@ type Events interface {
 	Gone(jobs []uint32, err error)
 }
 
-// NewClient takes over conn, says hello and starts listening.
-func NewClient(conn *ipc.Conn, hello Hello, events Events) (*Client, error) {
-	if !text0.Clean(hello.DefaultDelivery) {
-		return nil, fmt.Errorf("jobs: NUL in the default delivery")
-	}
+// NewClient takes over conn and starts listening.
+func NewClient(conn *ipc.Conn, events Events) *Client {
 	c := &Client{conn: conn, running: map[uint32]running{}}
-	if err := conn.Send(kindHello, 0, hello.append(nil)); err != nil {
-		conn.Close()
-		return nil, err
-	}
 	go c.read(events)
-	return c, nil
+	return c
 }
 
 // Close ends the connection; Gone follows.

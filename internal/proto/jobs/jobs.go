@@ -3,8 +3,7 @@
 // One connection (system/ipc) carries many jobs at once. Bodies are sent once and named by number, so that a
 // message to a thousand recipients is not sent a thousand times:
 //
-//	send    H  hello, once, first: d<defaultdelivery>
-//	        B  bytes of a body; stream is the body's number, several frames are joined
+//	send    B  bytes of a body; stream is the body's number, several frames are joined
 //	        b  a body in a file: the descriptor comes with it; o<offset> l<length>
 //	        F  forget the body
 //	        J  a job; stream is the job's number; records below. Its body, if any, has been sent before
@@ -28,7 +27,6 @@ import (
 
 // Frame kinds.
 const (
-	kindHello   = 'H'
 	kindBody    = 'B'
 	kindFile    = 'b'
 	kindForget  = 'F'
@@ -50,11 +48,6 @@ const (
 	// maxJobs bounds the jobs of a worker that run at once.
 	maxJobs = 4096
 )
-
-// Hello is what a worker must know before its first job.
-type Hello struct {
-	DefaultDelivery string // for local: what an absent or empty .qmail means
-}
 
 // Job is one delivery of one body to one or more recipients. A sender with a per-recipient form (VERP) has
 // been expanded.
@@ -82,23 +75,6 @@ var (
 	errResults = errors.New("jobs: malformed results")
 	errPeer    = errors.New("jobs: the peer breaks the protocol")
 )
-
-func (h *Hello) append(dst []byte) []byte { return text0.Append(dst, 'd', h.DefaultDelivery) }
-
-func parseHello(b []byte) (Hello, error) {
-	var h Hello
-	for len(b) > 0 {
-		letter, value, rest, err := text0.Cut(b)
-		if err != nil {
-			return h, err
-		}
-		if letter != 'd' {
-			return h, errPeer
-		}
-		h.DefaultDelivery, b = string(value), rest
-	}
-	return h, nil
-}
 
 // check reports what cannot be written.
 func (j *Job) check() error {

@@ -79,10 +79,7 @@ func start(t *testing.T, handle Handler) (*Client, *heard, chan error) {
 	ended := make(chan error, 1)
 	go func() { ended <- Serve(t.Context(), b, handle) }()
 	h := newHeard()
-	c, err := NewClient(a, Hello{DefaultDelivery: "./Maildir/\n#two lines"}, h)
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := NewClient(a, h)
 	t.Cleanup(func() { c.Close() })
 	return c, h, ended
 }
@@ -90,9 +87,11 @@ func start(t *testing.T, handle Handler) (*Client, *heard, chan error) {
 func TestJob(t *testing.T) {
 	want := &Job{Body: 3, Sender: "s@t", Host: "t", Options: []string{"SMTPUTF8"}, Recipients: []string{"a@t", "b@t"}, RecipientOptions: map[int][]string{1: {"NOTIFY=NEVER"}}}
 	message := bytes.Repeat([]byte("0123456789"), 20000)
-	c, h, _ := start(t, func(_ context.Context, hello Hello, j *Job, body *Body, report Report) []Result {
+	goOn := make(chan struct{})
+	c, h, _ := start(t, func(_ context.Context, j *Job, body *Body, report Report) []Result {
+		<-goOn
 		got, err := io.ReadAll(body.Reader())
-		if err != nil || !bytes.Equal(got, message) || body.Size() != int64(len(message)) || !reflect.DeepEqual(j, want) || hello.DefaultDelivery != "./Maildir/\n#two lines" {
+		if err != nil || !bytes.Equal(got, message) || body.Size() != int64(len(message)) || !reflect.DeepEqual(j, want) {
 			t.Errorf("%+v, %d bytes %v", j, len(got), err)
 		}
 		report(Result{1, "Dno such user (#5.1.1)\n"})
@@ -107,6 +106,7 @@ func TestJob(t *testing.T) {
 	if err := c.Start(9, want); err == nil {
 		t.Error("a number was used twice")
 	}
+	close(goOn)
 	c.Forget(3)
 	h.wait(t, func() bool { return h.over[9] })
 	if got := h.results[9]; !reflect.DeepEqual(got, []Result{{1, "Dno such user (#5.1.1)\n"}, {0, "Kaccepted"}}) {
@@ -123,7 +123,7 @@ func TestFileBody(t *testing.T) {
 	fmt.Fprint(f, "before|the message|after")
 	read := make(chan string, 4)
 	forgotten := make(chan struct{})
-	c, h, _ := start(t, func(_ context.Context, _ Hello, j *Job, body *Body, _ Report) []Result {
+	c, h, _ := start(t, func(_ context.Context, j *Job, body *Body, _ Report) []Result {
 		if j.Sender == "late" {
 			<-forgotten
 		}
@@ -150,7 +150,7 @@ func TestFileBody(t *testing.T) {
 }
 
 func TestManyJobsAtOnce(t *testing.T) {
-	c, h, _ := start(t, func(_ context.Context, _ Hello, j *Job, _ *Body, _ Report) []Result {
+	c, h, _ := start(t, func(_ context.Context, j *Job, _ *Body, _ Report) []Result {
 		var results []Result
 		for i := range j.Recipients {
 			results = append(results, Result{i, "Z" + strings.Repeat(j.Recipients[i], 300)})
@@ -179,7 +179,7 @@ func TestManyJobsAtOnce(t *testing.T) {
 
 func TestALostWorkerNamesItsJobs(t *testing.T) {
 	stop := make(chan struct{})
-	c, h, _ := start(t, func(context.Context, Hello, *Job, *Body, Report) []Result { <-stop; return nil })
+	c, h, _ := start(t, func(context.Context, *Job, *Body, Report) []Result { <-stop; return nil })
 	defer close(stop)
 	c.Load(1, []byte("x"))
 	c.Start(5, &Job{Body: 1, Recipients: []string{"a"}})
@@ -211,10 +211,7 @@ func TestALyingWorkerIsDropped(t *testing.T) {
 			}
 			defer b.Close()
 			h := newHeard()
-			c, err := NewClient(a, Hello{}, h)
-			if err != nil {
-				t.Fatal(err)
-			}
+			c := NewClient(a, h)
 			number := uint32(4)
 			if name == "a job never given" {
 				number = 5
@@ -235,15 +232,13 @@ func TestALyingWorkerIsDropped(t *testing.T) {
 }
 
 func TestALyingSenderIsDropped(t *testing.T) {
-	hello := ipc.Message{Kind: kindHello}
 	job := (&Job{Body: 1, Recipients: []string{"a"}}).append(nil)
 	tests := map[string][]ipc.Message{
-		"no hello":               {{Kind: kindJob, Parts: [][]byte{job}}},
-		"a job without its body": {hello, {Kind: kindJob, Parts: [][]byte{job}}},
-		"an unknown kind":        {hello, {Kind: 'z'}},
-		"a malformed job":        {hello, {Kind: kindJob, Parts: [][]byte{[]byte("b1\x00Qx\x00Fa\x00Tb\x00")}}},
-		"a file without a file":  {hello, {Kind: kindFile, Parts: [][]byte{[]byte("o0\x00l5\x00")}}},
-		"too large a body":       append([]ipc.Message{hello}, slices.Repeat([]ipc.Message{{Kind: kindBody, Parts: [][]byte{make([]byte, 256<<10)}}}, 3)...),
+		"a job without its body": {{Kind: kindJob, Parts: [][]byte{job}}},
+		"an unknown kind":        {{Kind: 'z'}},
+		"a malformed job":        {{Kind: kindJob, Parts: [][]byte{[]byte("b1\x00Qx\x00Fa\x00Tb\x00")}}},
+		"a file without a file":  {{Kind: kindFile, Parts: [][]byte{[]byte("o0\x00l5\x00")}}},
+		"too large a body":       slices.Repeat([]ipc.Message{{Kind: kindBody, Parts: [][]byte{make([]byte, 256<<10)}}}, 3),
 	}
 	for name, frames := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -253,7 +248,7 @@ func TestALyingSenderIsDropped(t *testing.T) {
 			}
 			defer a.Close()
 			go a.SendAll(1, frames...)
-			err = Serve(t.Context(), b, func(context.Context, Hello, *Job, *Body, Report) []Result {
+			err = Serve(t.Context(), b, func(context.Context, *Job, *Body, Report) []Result {
 				t.Error("a job ran")
 				return nil
 			})

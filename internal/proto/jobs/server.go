@@ -45,7 +45,7 @@ type Report func(results ...Result)
 
 // Handler carries out one job. What it returns is reported together with the end of the job; recipients
 // neither reported nor returned are tried again later. ctx ends when the worker has to stop at once.
-type Handler func(ctx context.Context, hello Hello, j *Job, body *Body, report Report) []Result
+type Handler func(ctx context.Context, j *Job, body *Body, report Report) []Result
 
 // Serve carries out jobs until the connection ends, then waits for those that run. io.EOF is the ordinary end.
 func Serve(ctx context.Context, conn *ipc.Conn, handle Handler) error {
@@ -63,7 +63,6 @@ func Serve(ctx context.Context, conn *ipc.Conn, handle Handler) error {
 type server struct {
 	conn   *ipc.Conn
 	handle Handler
-	hello  Hello
 	bodies map[uint32]*loaded
 	held   int // bytes in memory
 	jobs   sync.WaitGroup
@@ -96,16 +95,6 @@ func (l *loaded) release() {
 
 func (s *server) read(ctx context.Context) error {
 	s.running = map[uint32]bool{}
-	f, err := s.conn.Read()
-	if err != nil {
-		return err
-	}
-	if f.Kind != kindHello || f.File != nil {
-		return errPeer
-	}
-	if s.hello, err = parseHello(f.Payload); err != nil {
-		return err
-	}
 	for {
 		f, err := s.conn.Read()
 		if err != nil {
@@ -218,7 +207,7 @@ func (s *server) start(ctx context.Context, f ipc.Frame) error {
 		if l != nil {
 			defer l.release()
 		}
-		results := s.handle(ctx, s.hello, j, body, func(results ...Result) {
+		results := s.handle(ctx, j, body, func(results ...Result) {
 			s.send(kindResults, number, results)
 		})
 		s.mu.Lock()

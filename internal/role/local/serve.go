@@ -61,7 +61,7 @@ type worker struct {
 	slots                chan struct{}
 }
 
-func (w *worker) handle(ctx context.Context, _ jobs.Hello, j *jobs.Job, body *jobs.Body, _ jobs.Report) []jobs.Result {
+func (w *worker) handle(ctx context.Context, j *jobs.Job, body *jobs.Body, _ jobs.Report) []jobs.Result {
 	w.slots <- struct{}{}
 	defer func() { <-w.slots }()
 	ctx, cancel := context.WithTimeout(ctx, deliveryTime)

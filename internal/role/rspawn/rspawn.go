@@ -145,7 +145,7 @@ const (
 )
 
 // deliver carries out one job.
-func (s *spawner) deliver(ctx context.Context, _ jobs.Hello, j *jobs.Job, body *jobs.Body, _ jobs.Report) []jobs.Result {
+func (s *spawner) deliver(ctx context.Context, j *jobs.Job, body *jobs.Body, _ jobs.Report) []jobs.Result {
 	results := make([]jobs.Result, len(j.Recipients))
 	for i := range results {
 		results[i].Recipient = i

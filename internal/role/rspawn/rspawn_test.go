@@ -110,9 +110,7 @@ func start(t *testing.T, files map[string]string) *rig {
 		t.Fatal(err)
 	}
 	r.orders <- env.Order{Kind: env.Link, Name: "send", Link: theirs}
-	if r.client, err = jobs.NewClient(ours, jobs.Hello{}, r); err != nil {
-		t.Fatal(err)
-	}
+	r.client = jobs.NewClient(ours, r)
 	t.Cleanup(func() {
 		r.client.Close()
 		r.stop()

@@ -14,12 +14,11 @@ import (
 
 // Config is what the control files say. It is read whole; a reload that fails keeps the old one.
 type Config struct {
-	Routes          *route.Table
-	Schedule        schedule.Options
-	DefaultDelivery string
-	BounceFrom      string // bouncefrom
-	BounceHost      string // bouncehost
-	DoubleBounce    string // doublebounceto@doublebouncehost
+	Routes       *route.Table
+	Schedule     schedule.Options
+	BounceFrom   string // bouncefrom
+	BounceHost   string // bouncehost
+	DoubleBounce string // doublebounceto@doublebouncehost
 }
 
 // maxConcurrency is the highest concurrencylocal or concurrencyremote; more would only fill memory.
@@ -29,12 +28,11 @@ const maxConcurrency = 4000
 func ReadConfig(home string) (*Config, error) {
 	r := reader{dir: control.Open(home)}
 	c := &Config{
-		Routes:          r.routes(),
-		Schedule:        r.schedule(),
-		DefaultDelivery: r.delivery(),
-		BounceFrom:      r.lineOr("bouncefrom", "MAILER-DAEMON"),
-		BounceHost:      r.lineOrMe("bouncehost"),
-		DoubleBounce:    r.lineOr("doublebounceto", "postmaster") + "@" + r.lineOrMe("doublebouncehost"),
+		Routes:       r.routes(),
+		Schedule:     r.schedule(),
+		BounceFrom:   r.lineOr("bouncefrom", "MAILER-DAEMON"),
+		BounceHost:   r.lineOrMe("bouncehost"),
+		DoubleBounce: r.lineOr("doublebounceto", "postmaster") + "@" + r.lineOrMe("doublebouncehost"),
 	}
 	if r.err != nil {
 		return nil, r.err
@@ -106,16 +104,6 @@ func (r *reader) number(name string, otherwise int64) int64 {
 	v, err := r.dir.Int(name, otherwise)
 	r.keep(name, err)
 	return v
-}
-
-// delivery reads control/defaultdelivery, which may have several lines, as qmail-start's argument could.
-func (r *reader) delivery() string {
-	b, ok, err := r.dir.Read("defaultdelivery")
-	r.keep("defaultdelivery", err)
-	if !ok {
-		return "./Mailbox"
-	}
-	return string(b)
 }
 
 // identity says how the injectors of a home are to be named in Received lines.

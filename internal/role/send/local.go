@@ -115,8 +115,7 @@ func (c *core) localWorker(ctx context.Context, local string, a users.Account) *
 		return nil
 	}
 	spawner := c.spawner
-	hello := jobs.Hello{DefaultDelivery: c.config.DefaultDelivery}
-	w := newWorker("qmail-local", c.store, hello, c.post, func(ctx context.Context) (*ipc.Conn, error) {
+	w := newWorker("qmail-local", c.store, c.post, func(ctx context.Context) (*ipc.Conn, error) {
 		if spawner == nil {
 			return nil, errNoSpawner
 		}
@@ -167,7 +166,7 @@ func (c *core) setRemote(ctx context.Context, conn *ipc.Conn) {
 	if c.remote != nil {
 		c.remote.close()
 	}
-	c.remote = newWorker("qmail-rspawn", c.store, jobs.Hello{}, c.post, func(context.Context) (*ipc.Conn, error) { return conn, nil })
+	c.remote = newWorker("qmail-rspawn", c.store, c.post, func(context.Context) (*ipc.Conn, error) { return conn, nil })
 	go c.remote.run(ctx)
 }
 

@@ -6,7 +6,7 @@
 // One goroutine (core) has the whole state and never waits; package schedule decides, package
 // queue remembers.
 //
-// Control files: bouncefrom, bouncehost, concurrencylocal, concurrencyremote, defaultdelivery,
+// Control files: bouncefrom, bouncehost, concurrencylocal, concurrencyremote,
 // doublebouncehost, doublebounceto, envnoathost, locals, me, percenthack, queuelifetime, virtualdomains.
 // All are read again on a reload, where an error keeps what was before.
 //

@@ -90,7 +90,6 @@ func (l *lines) await(t *testing.T, text string, n int) {
 
 var controls = map[string]string{
 	"me": "mx.test.example\n", "locals": "test.example\n", "virtualdomains": "virt.example:alice-virt\n",
-	"defaultdelivery": "./Maildir/\n",
 }
 
 func newHouse(t *testing.T, files map[string]string) *house {
@@ -196,7 +195,7 @@ func (h *house) find(ctx context.Context, local string, pipe bool) (users.Accoun
 
 // worker plays qmail-local and qmail-rspawn.
 func (h *house) worker(channel string) jobs.Handler {
-	return func(_ context.Context, _ jobs.Hello, j *jobs.Job, body *jobs.Body, _ jobs.Report) []jobs.Result {
+	return func(_ context.Context, j *jobs.Job, body *jobs.Body, _ jobs.Report) []jobs.Result {
 		text, err := io.ReadAll(body.Reader())
 		if err != nil {
 			h.t.Error(err)

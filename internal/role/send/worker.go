@@ -16,7 +16,6 @@ import (
 type worker struct {
 	name    string // "qmail-local" or "qmail-rspawn", for reports
 	store   queue.Store
-	hello   jobs.Hello
 	events  func(any) // to the core
 	connect func(context.Context) (*ipc.Conn, error)
 
@@ -69,9 +68,9 @@ type (
 	workerGone struct{ w *worker }
 )
 
-func newWorker(name string, store queue.Store, hello jobs.Hello, events func(any), connect func(context.Context) (*ipc.Conn, error)) *worker {
+func newWorker(name string, store queue.Store, events func(any), connect func(context.Context) (*ipc.Conn, error)) *worker {
 	w := &worker{
-		name: name, store: store, hello: hello, events: events, connect: connect,
+		name: name, store: store, events: events, connect: connect,
 		bodies: map[queue.ID]*loadedBody{}, owner: map[uint32]queue.ID{},
 	}
 	w.wake.L = &w.mu
@@ -113,13 +112,11 @@ func (w *worker) take(spare []order) []order {
 // having heard of it, closes the worker.
 func (w *worker) run(ctx context.Context) {
 	conn, err := w.connect(ctx)
-	if err == nil {
-		w.client, err = jobs.NewClient(conn, w.hello, (*listener)(w))
-	}
 	if err != nil {
 		w.refuseAll(err)
 		return
 	}
+	w.client = jobs.NewClient(conn, (*listener)(w))
 	var orders []order
 	for {
 		if orders = w.take(orders); len(orders) == 0 {
