@@ -32,7 +32,7 @@ func (Postfix) Missing() error {
 		return errors.New("Debian's package postfix is not installed")
 	}
 	if os.Geteuid() != 0 {
-		return errors.New("Postfix can only be started by root")
+		return errors.New("only root can start Postfix")
 	}
 	return nil
 }
