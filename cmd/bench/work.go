@@ -28,7 +28,7 @@ func flow(ctx context.Context, s *step) error {
 		defer m.close()
 	}
 	// Processes are started, caches filled, heaps grown: that is not what is measured.
-	if _, _, err := s.pass(ctx, dest, to, max(200, s.messages/10), false); err != nil {
+	if _, _, err := s.pass(ctx, dest, to, max(min(s.messages, 200), s.messages/10), false); err != nil {
 		return fmt.Errorf("warming up: %w", err)
 	}
 	time.Sleep(settle)

@@ -29,7 +29,7 @@ const master = "/usr/lib/postfix/sbin/master"
 // Missing also refuses where we are not root, as Postfix's master must be.
 func (Postfix) Missing() error {
 	if _, err := os.Stat(master); err != nil {
-		return errors.New("Debian's package postfix is not installed")
+		return errors.New("the package postfix is not installed")
 	}
 	if os.Geteuid() != 0 {
 		return errors.New("only root can start Postfix")
