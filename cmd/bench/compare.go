@@ -89,7 +89,7 @@ func (c *comparison) flags(args []string) (err error) {
 	fs.StringVar(&c.only, "only", "", "measure only `qmail` or postfix")
 	fs.StringVar(&c.generator, "generator", "auto", "load generator of the modes without pipelining: smtp-source, own, or auto: smtp-source if it is there")
 	fs.StringVar(&c.binary, "qmail", "bin/qmail", "the `program` to measure")
-	fs.StringVar(&c.profile, "profile", "", "let our server write profiles into this `directory`")
+	fs.StringVar(&c.profile, "profile", "", "let our server, built with -tags profile and named by -qmail, write profiles into this `directory`")
 	fs.StringVar(&c.json, "json", "", "also write the results into this `file`")
 	fs.StringVar(&c.dir, "scratch", "", "where to make the scratch `directory` that holds all queues (default: that for temporary files)")
 	fs.BoolVar(&c.keep, "keep", false, "leave the scratch directory behind, with every server's files and logs")
