@@ -72,7 +72,9 @@ func (e *Envelope) Append(dst []byte, trusted bool) []byte {
 	if trusted {
 		dst = text0.AppendInt(dst, 'u', int64(e.UID))
 		dst = text0.AppendInt(dst, 'p', e.QP)
-		dst = text0.AppendInt(dst, 't', e.Birth.UnixNano())
+		if !e.Birth.IsZero() { // the zero time has no number
+			dst = text0.AppendInt(dst, 't', e.Birth.UnixNano())
+		}
 	}
 	dst = text0.Append(dst, 'F', e.Sender)
 	for _, o := range e.Options {

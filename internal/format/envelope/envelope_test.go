@@ -47,6 +47,7 @@ func TestParseRefuses(t *testing.T) {
 func FuzzParse(f *testing.F) { // what Parse takes, Append writes back to the byte
 	f.Add([]byte("u5\x00p6\x00t7\x00Fa\x00mSMTPUTF8\x00Tb@c\x00rNOTIFY=NEVER\x00"), true)
 	f.Add([]byte("F\x00T\x00"), false)
+	f.Add([]byte("F\x00"), true)
 	f.Fuzz(func(t *testing.T, in []byte, trusted bool) {
 		e, err := Parse(in, trusted, 0)
 		if err != nil {
