@@ -100,7 +100,7 @@ func Code(err error) int {
 		return CodeQueueDir
 	}
 	for code := CodeTooLong; code <= codeExec; code++ {
-		if o := Outcome(code); o.Text == e.Text && o.Status == e.Status && code != codeCustom {
+		if o := Outcome(code); o.Text == e.Text && o.Status == e.Status && code != codeCustom && code != CodeQueueDir {
 			return code
 		}
 	}

@@ -73,7 +73,7 @@ func run(ctx context.Context, e *env.Env, records io.Reader) int {
 			continue
 		}
 		var next bool
-		if code, next = p.send(ctx, ip); !next {
+		if code, next = p.send(ctx, netip.AddrPortFrom(ip, port)); !next {
 			return code
 		}
 	}
@@ -132,9 +132,9 @@ func (p *pack) readEnvelope(r *bufio.Reader) int {
 }
 
 // send gives the package to one server. Another may be tried as long as this one cannot have all of it.
-func (p *pack) send(ctx context.Context, ip netip.Addr) (code int, next bool) {
+func (p *pack) send(ctx context.Context, to netip.AddrPort) (code int, next bool) {
 	dialer := net.Dialer{Timeout: connectTimeout}
-	conn, err := dialer.DialContext(ctx, "tcp", netip.AddrPortFrom(ip, port).String())
+	conn, err := dialer.DialContext(ctx, "tcp", to.String())
 	if err != nil {
 		var timeout net.Error
 		if errors.As(err, &timeout) && timeout.Timeout() {
