@@ -30,6 +30,9 @@ func TestMain(m *testing.M) {
 	if !ok {
 		os.Exit(m.Run())
 	}
+	if home := os.Getenv("QMAILHOME"); mood(home, program) == "chatter" || mood(home, program) == "pause" {
+		os.Unsetenv("QMAILCONTROL") // it takes descriptor 3 into its own hands
+	}
 	e, err := env.Process()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -41,16 +44,29 @@ func TestMain(m *testing.M) {
 	os.Exit(pretend(program, e))
 }
 
+// mood is how a role shall behave.
+func mood(home, role string) string {
+	b, _ := os.ReadFile(filepath.Join(home, "mood-"+role))
+	return string(b)
+}
+
 // pretend is a role that serves each connection to a socket of its own with one line: who it is, and what
 // those it has links to answer to a question.
 func pretend(name string, e *env.Env) int {
 	log := e.Log("qmail-" + name)
-	switch mood, _ := os.ReadFile(filepath.Join(e.Home, "mood-"+name)); string(mood) {
+	switch mood(e.Home, name) {
 	case "refuse":
 		log.Error("a file of mine is malformed")
 		return 111
-	case "deaf":
-		defer time.Sleep(time.Hour)
+	case "chatter":
+		conn, err := ipc.FromFile(os.NewFile(env.ControlFD, "control"))
+		if err == nil {
+			err = conn.Send('?', 0, make([]byte, ipc.MaxPayload))
+		}
+		log.Info("chatters", "err", err)
+		time.Sleep(time.Hour)
+	case "pause":
+		time.Sleep(time.Hour)
 	}
 	var mu sync.Mutex
 	links := map[string]*ipc.Conn{}
@@ -452,6 +468,47 @@ func TestARoleThatRefusesItsFilesIsHeard(t *testing.T) {
 	h.logged("qmail-rspawn: alert: a file of mine is malformed\n", 1)
 	h.logged("qmail-start: alert: qmail-rspawn refuses to start: exit status 111\n", 1)
 	h.logged("qmail-send: stops\n", 1)
+}
+
+func TestARoleThatSaysAnythingButReadyIsKilled(t *testing.T) {
+	h := newHouse(t)
+	h.write("mood-rspawn", "chatter")
+	h.start()
+	h.logged("qmail-rspawn: chatters", 1)
+	h.logged("qmail-start: warning: qmail-rspawn died: signal: killed; restarting at once\n", 1)
+	h.write("mood-rspawn", "")
+	h.logged("qmail-start: ready\n", 1)
+}
+
+func TestARoleThatDoesNotTakeItsOrdersIsKilled(t *testing.T) {
+	h := newHouse(t)
+	h.write("mood-pause", "pause")
+	log, err := os.Create(h.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	x, err := newExecutor(&env.Env{Home: h.home, Stderr: log}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer x.close()
+	ended := make(chan exit, 1)
+	c, err := x.start(process{name: "pause"}, func() { t.Error("it is ready") }, func(e exit) { ended <- e })
+	if err != nil {
+		t.Fatal(err)
+	}
+	for orders := 0; ; orders++ { // until the socket and then the room for orders are full
+		select {
+		case e := <-ended:
+			if e.text != "signal: killed" || orders < maxOrders {
+				t.Errorf("%s after %d orders", e.text, orders)
+			}
+			return
+		default:
+			c.order(env.Reload, strings.Repeat("x", 1000), nil)
+		}
+	}
 }
 
 func TestAHomeThatOthersCouldChangeIsRefused(t *testing.T) {

@@ -15,8 +15,10 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"os/signal"
+	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -41,9 +43,8 @@ func Main(ctx context.Context, e *env.Env, args []string) int {
 		return exitUsage
 	}
 	unix.Umask(0o077)
-	// Whatever else our parent left open is not for the roles.
-	if err := unix.CloseRange(3, ^uint(0)>>32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
-		log.Error("unable to close descriptors", "err", err)
+	if err := keepToOurselves(); err != nil {
+		log.Error("unable to look at our descriptors", "err", err)
 		return exitLater
 	}
 	hup, stop := make(chan os.Signal, 1), make(chan os.Signal, 1)
@@ -59,6 +60,20 @@ func Main(ctx context.Context, e *env.Env, args []string) int {
 	}
 	defer done()
 	return s.run(ctx, hup, stop)
+}
+
+// keepToOurselves sees to it that no role gets what our parent left open.
+func keepToOurselves() error {
+	if unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) == nil {
+		return nil
+	}
+	entries, err := os.ReadDir("/proc/self/fd") // before Linux 5.11
+	for _, e := range entries {
+		if fd, err := strconv.Atoi(e.Name()); err == nil && fd > 2 {
+			unix.CloseOnExec(fd)
+		}
+	}
+	return err
 }
 
 // prepare checks the home, binds the sockets and finds the users. done undoes it.
