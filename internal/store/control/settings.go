@@ -1,0 +1,70 @@
+package control
+
+// Form is how a control file is read.
+type Form byte
+
+const (
+	OneLine  Form = 'l' // the first line
+	Number   Form = 'n' // the digits that the first line begins with
+	Lines    Form = 's' // a value per line
+	Pairs    Form = 'm' // key:value per line
+	Database Form = 'd' // a cdb file
+	Source   Form = 'f' // a file from which a program makes a database
+	Text     Form = 't' // all of it
+)
+
+// Setting is one control file: what it means, who reads it, and what counts without it.
+type Setting struct {
+	Name     string
+	Form     Form
+	Me       bool   // without the file, the value of the file me counts
+	Default  string // and without that, or for the others, this one; for people
+	Programs string // which read it, without their "qmail-"
+	Meaning  string
+}
+
+// Settings are the control files that programs of ours read, by name.
+func Settings() []Setting {
+	return []Setting{
+		{"badmailfrom", Lines, false, "", "smtpd qmtpd", "senders from whom no mail is taken: user@host or @host"},
+		{"bouncefrom", OneLine, false, "MAILER-DAEMON", "send", "the local part from which bounces come"},
+		{"bouncehost", OneLine, true, "bouncehost", "send", "the host from which bounces come"},
+		{"concurrencyincoming", Number, false, "2000", "smtpd", "SMTP sessions at a time"},
+		{"concurrencylocal", Number, false, "10", "send", "deliveries on this machine at a time; 0 holds them"},
+		{"concurrencypop3", Number, false, "200", "popup", "POP3 sessions at a time"},
+		{"concurrencyremote", Number, false, "20", "send", "deliveries to other machines at a time; 0 holds them"},
+		{"databytes", Number, false, "0", "smtpd qmtpd", "the largest message that is taken, in bytes; 0 is any"},
+		{"defaultdelivery", Text, false, "./Mailbox", "lspawn", "what to do with mail for users without a .qmail file"},
+		{"defaultdomain", OneLine, true, "defaultdomain", "inject", "appended to host names without a dot"},
+		{"defaulthost", OneLine, true, "defaulthost", "inject", "appended to addresses without a host"},
+		{"doublebouncehost", OneLine, true, "doublebouncehost", "send", "the host to which bounces of bounces go"},
+		{"doublebounceto", OneLine, false, "postmaster", "send", "the user to whom bounces of bounces go"},
+		{"envnoathost", OneLine, true, "envnoathost", "send", "the host of recipients without one"},
+		{"helohost", OneLine, true, "", "remote rspawn", "the name by which we greet other machines"},
+		{"idhost", OneLine, true, "idhost", "inject", "the host in message ids"},
+		{"listen", Lines, false, "", "start", "sockets to listen at: SERVICE ADDRESS:PORT"},
+		{"localiphost", OneLine, true, "", "smtpd", "the host that our own addresses in brackets stand for"},
+		{"locals", Lines, true, "", "send", "domains whose mail is delivered on this machine"},
+		{"maxmemory", Number, false, "268435456", "smtpd", "memory for what clients send, all sessions together, in bytes"},
+		{"maxperclient", Number, false, "50", "smtpd", "SMTP sessions at a time from one address"},
+		{"maxrecipients", Number, false, "1000", "smtpd", "recipients of one message from the network"},
+		{"me", OneLine, false, "", "all", "the name of this machine, and the default of many others"},
+		{"morercpthosts", Source, false, "", "newmrh", "more of rcpthosts, for qmail-newmrh to make a database of"},
+		{"morercpthosts.cdb", Database, false, "", "smtpd qmtpd", "more of rcpthosts"},
+		{"percenthack", Lines, false, "", "send smtpd", "domains where user%host means user@host"},
+		{"plusdomain", OneLine, true, "plusdomain", "inject", "appended to host names that end in a plus"},
+		{"pop3checkpassword", OneLine, false, "", "popup", "the program that checks POP3 passwords"},
+		{"pop3perclient", Number, false, "20", "popup", "POP3 sessions at a time from one address"},
+		{"qmqpservers", Lines, false, "", "qmqpc", "addresses of machines that queue our mail"},
+		{"queuelifetime", Number, false, "604800", "send", "how long a message is tried, in seconds"},
+		{"rcpthosts", Lines, false, "", "smtpd qmtpd", "domains for which mail is taken from strangers; without the file, none is"},
+		{"relayclients", Lines, false, "", "smtpd qmtpd", "networks whose mail is taken for any domain"},
+		{"resolvers", Lines, false, "those of /etc/resolv.conf", "rspawn remote", "DNS resolvers to ask: ADDRESS or ADDRESS:PORT"},
+		{"smtpgreeting", OneLine, true, "", "smtpd", "what SMTP clients are greeted with"},
+		{"smtproutes", Pairs, false, "", "remote rspawn", "where mail for some domains goes: domain:relay[:port]"},
+		{"timeoutconnect", Number, false, "60", "remote rspawn", "seconds in which another machine must accept a connection"},
+		{"timeoutremote", Number, false, "1200", "remote rspawn", "seconds in which another machine must answer"},
+		{"timeoutsmtpd", Number, false, "1200", "smtpd", "seconds in which an SMTP client must go on"},
+		{"virtualdomains", Pairs, false, "", "send", "domains whose mail goes to users of this machine: domain:prefix"},
+	}
+}
