@@ -21,6 +21,8 @@ import (
 	"qmail/internal/role/mailsubj"
 	"qmail/internal/role/newmrh"
 	"qmail/internal/role/newu"
+	"qmail/internal/role/pop3d"
+	"qmail/internal/role/popup"
 	"qmail/internal/role/predate"
 	"qmail/internal/role/pw2u"
 	"qmail/internal/role/qmqpc"
@@ -29,6 +31,7 @@ import (
 	"qmail/internal/role/rspawn"
 	"qmail/internal/role/send"
 	"qmail/internal/role/sendmail"
+	"qmail/internal/role/showctl"
 	"qmail/internal/role/smtpd"
 	"qmail/internal/super"
 	"qmail/internal/system/env"
@@ -59,6 +62,8 @@ var programs = []program{
 	{"qmail-send", send.Main, false, "keep the queue and decide who is tried when"},
 	{"qmail-lspawn", lspawn.Main, true, "start deliveries to users"},
 	{"qmail-local", local.Main, false, "deliver to a user"},
+	{"qmail-popup", popup.Main, false, "ask who reads mail by POP3"},
+	{"qmail-pop3d", pop3d.Main, false, "give out mail by POP3"},
 	{"qmail-newu", newu.Main, false, "make users/cdb"},
 	{"qmail-pw2u", pw2u.Main, false, "make users/assign of passwd"},
 	{"qmail-getpw", getpw.Main, false, "say whose account a local part is"},
@@ -74,6 +79,8 @@ var programs = []program{
 	{"predate", predate.Main, false, "run a program with a Date field before its input"},
 	{"mailsubj", mailsubj.Main, false, "send mail with a subject"},
 	{"qmail-newmrh", newmrh.Main, false, "make control/morercpthosts.cdb"},
+	{"qmail-showctl", showctl.Main, false, "show and check the control files, for people"},
+	{"qmail-control", showctl.Control, false, "show and check the control files, for scripts"},
 }
 
 // absent are the classic programs that are not in this version. They exit 111, so that whoever calls one tries
@@ -82,8 +89,8 @@ var absent = []string{
 	"qmail-clean",
 	"forward", "except", "bouncesaying", "condredirect", "preline", "maildirmake", "maildir2mbox", "maildirwatch",
 	"qbiff", "qreceipt", "elq", "pinq", "qail", "splogger", "tcp-env", "dot-forward", "fastforward", "newinclude",
-	"qmail-pop3d", "qmail-popup", "qmail-qmqpd",
-	"qmail-qmtpd", "qmail-qread", "qmail-qstat", "qmail-showctl", "qmail-tcpto", "qmail-tcpok",
+	"qmail-qmqpd",
+	"qmail-qmtpd", "qmail-qread", "qmail-qstat", "qmail-tcpto", "qmail-tcpok",
 	"setforward", "setmaillist", "printforward", "printmaillist", "maildirserial", "maildirsmtp", "maildirqmtp",
 	"serialsmtp", "serialqmtp", "setlock",
 }

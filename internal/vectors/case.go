@@ -150,7 +150,9 @@ type Case struct {
 		Pieces int
 		Wait   float64
 	}
-	Expect Expect
+	Recipients []Value `json:"rcpts"` // of a lookup
+	AliasEmpty string  // its default delivery
+	Expect     Expect
 }
 
 // Queued is a message that reached the queue.
@@ -201,6 +203,7 @@ type Expect struct {
 	Tree           map[string]Entries
 	Recv           []Value
 	Tail           Value
+	Reports        []Value
 }
 
 // Load reads a file of cases.

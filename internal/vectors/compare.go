@@ -14,9 +14,12 @@ import (
 // compare returns nil if a run was as recorded, as far as it matters.
 func (x *run) compare(got *result) error {
 	var diff string
-	if x.c.Kind == "session" {
+	switch x.c.Kind {
+	case "session":
 		diff = x.compareSession(got)
-	} else {
+	case "lookup":
+		diff = x.compareReports(got.reports)
+	default:
 		diff = x.compareExec(got)
 	}
 	if diff == "" {

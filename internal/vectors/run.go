@@ -29,6 +29,8 @@ type Runner struct {
 	Bin string // the programs under their classic names
 	// ReadQueue takes what the programs have put into the queue of a home, in the order of arrival.
 	ReadQueue func(home string) ([]Queued, error)
+	// Patience is how long a network server may take to answer; 0 means long enough.
+	Patience time.Duration
 }
 
 // ErrSkip is a case that cannot run here: it needs root, or accounts.
@@ -40,7 +42,7 @@ type result struct {
 	stdout, stderr         []byte
 	queued, stored         []Queued
 	saw                    [][]*Seen
-	recv                   [][]byte
+	recv, reports          [][]byte
 	tail                   []byte
 	bad                    string // a session that went wrong on its way
 	tree                   map[string][]entry
@@ -90,6 +92,8 @@ func (r *Runner) Run(c *Case) error {
 		got, err = x.exec()
 	case "session":
 		got, err = x.session()
+	case "lookup":
+		got, err = x.lookup()
 	default:
 		err = fmt.Errorf("kind %q: %w", c.Kind, ErrSkip)
 	}

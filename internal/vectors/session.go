@@ -2,6 +2,7 @@ package vectors
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,8 +12,10 @@ import (
 	"time"
 )
 
-// patience is how long an answer may take.
+// patience is how long an answer may take, if the Runner does not say.
 const patience = 10 * time.Second
+
+func (r *Runner) patience() time.Duration { return cmp.Or(r.Patience, patience) }
 
 // session plays a dialogue over a stream socket that is the program's descriptors 0 and 1.
 func (x *run) session() (result, error) {
@@ -62,7 +65,7 @@ func (x *run) talk(conn *net.UnixConn) (got result) {
 		if step.Pieces > 0 {
 			size = step.Pieces
 		}
-		conn.SetWriteDeadline(time.Now().Add(patience))
+		conn.SetWriteDeadline(time.Now().Add(x.patience()))
 		for len(data) > 0 {
 			n := min(size, len(data))
 			if _, err := conn.Write(data[:n]); err != nil {
@@ -84,7 +87,7 @@ func (x *run) talk(conn *net.UnixConn) (got result) {
 		}
 	}
 	conn.CloseWrite()
-	conn.SetReadDeadline(time.Now().Add(patience))
+	conn.SetReadDeadline(time.Now().Add(x.patience()))
 	got.tail, _ = readAll(conn)
 	return got
 }
@@ -98,7 +101,7 @@ func (x *run) rest(conn net.Conn, want Value, got []byte) []byte {
 	}
 	begin := len(got)
 	wanted := x.expand(want)
-	conn.SetReadDeadline(time.Now().Add(patience))
+	conn.SetReadDeadline(time.Now().Add(x.patience()))
 	buf := make([]byte, 64<<10)
 	for dialogue(x.c.Proto, wanted, got) != "" {
 		n, err := conn.Read(buf)

@@ -8,19 +8,26 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
-// different are the cases in which we do not do what was recorded, and why. All but those marked pending are
-// warts of the original.
+// different are the cases in which we do not do what was recorded, and why. All are warts of the original, but
+// those marked pending, and those in which it loses mail.
 var different = map[string]string{
-	"inject-env-name-empty": "an empty personal name is none",
-	"inject-rw-backslash":   "what needs quotes gets them",
-	"inject-rw-8bit":        "UTF-8 in a phrase stays as it is",
-	"inject-hdr-crlf":       "a text whose lines end in CRLF is one",
-	"sendmail-f-name":       "-F counts beside -f",
-	"sendmail-f-angle":      "-f <> is the null sender",
-	"sendmail-mailq":        "pending: qmail-qread",
-	"sendmail-bs":           "pending: qmail-smtpd for one connection",
+	"inject-env-name-empty":  "an empty personal name is none",
+	"inject-rw-backslash":    "what needs quotes gets them",
+	"inject-rw-8bit":         "UTF-8 in a phrase stays as it is",
+	"inject-hdr-crlf":        "a text whose lines end in CRLF is one",
+	"sendmail-f-name":        "-F counts beside -f",
+	"sendmail-f-angle":       "-f <> is the null sender",
+	"pop3-pop3d-top-nolines": "TOP wants the number of lines (RFC 1939)",
+	"pop3-pop3d-retr-extra":  "RETR takes one number (RFC 1939)",
+	"pop3-pop3d-dele-stat":   "STAT leaves out what is deleted (RFC 1939)",
+	"pop3-pop3d-capa":        "CAPA is answered (RFC 2449)",
+	"pop3-pop3d-crlf":        "a CR before a line's end is not doubled",
+	"users-lookup-rcpt":      "loss: mail for \"@d.example\" is refused, and not dropped as if it were delivered",
+	"sendmail-mailq":         "pending: qmail-qread",
+	"sendmail-bs":            "pending: qmail-smtpd for one connection",
 }
 
 // programs builds the binary and links every name to it.
@@ -65,7 +72,7 @@ func TestRecordings(t *testing.T) {
 		}
 		for _, c := range cases {
 			if reason, ok := different[c.Name]; ok {
-				if used[c.Name] = true; !c.Wart && !strings.HasPrefix(reason, "pending") {
+				if used[c.Name] = true; !c.Wart && !strings.HasPrefix(reason, "pending") && !strings.HasPrefix(reason, "loss: ") {
 					t.Errorf("%s is no wart", c.Name)
 				}
 			}
@@ -88,8 +95,13 @@ func play(t *testing.T, r *Runner, c *Case) {
 	if !privilegedServer(c) {
 		t.Parallel()
 	}
-	err := r.Run(c)
 	reason, differs := different[c.Name]
+	if differs {
+		short := *r
+		short.Patience = time.Second // the answer that was recorded will not come
+		r = &short
+	}
+	err := r.Run(c)
 	switch {
 	case errors.Is(err, ErrSkip):
 		t.Skip(err)
