@@ -95,6 +95,7 @@ func TestSyncFailsForAWhile(t *testing.T) {
 		before := a.accept(j, alive, 1000, 2)
 		m.Inject(disk.FailKind(syscall.EIO, disk.OpSync))
 		a.write(j, before, 0)
+		synctest.Wait() // written, not synced
 		for range 5 {
 			id := a.accept(j, alive, 1000, 1)
 			if !a.msgs[id].refused {
@@ -121,6 +122,129 @@ func TestSyncFailsForAWhile(t *testing.T) {
 			reopen(t, how.String(), m.Crash(how, nil), a, rand.New(rand.NewPCG(1, 1)))
 		}
 		j.Close()
+	})
+}
+
+// TestARefusedMessageStaysRefused: a group of four fails with its first records already written, and the power goes
+// right after the refusal.
+func TestARefusedMessageStaysRefused(t *testing.T) {
+	refused := 0
+	for seed := range uint64(60) {
+		synctest.Test(t, func(t *testing.T) {
+			m := disk.NewMemory()
+			j, err := Open(m, smallOptions(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer j.Close()
+			a := newAccount()
+			a.accept(j, alive, 100, 1)
+			synctest.Wait()
+			failed := false
+			m.Inject(func(o disk.Op) error {
+				if o.Kind == disk.OpWrite && o.Size > 2000 && o.Size < headerRoom && !failed {
+					failed = true
+					return syscall.EIO
+				}
+				return nil
+			})
+			var b [4]struct {
+				id  queue.ID
+				err error
+			}
+			left := make(chan bool, len(b))
+			gate := make(chan bool) // the writer waits at it, so that all four come together
+			j.Commit(queue.Batch{}, func(error) { <-gate })
+			synctest.Wait()
+			for i := range b {
+				a.n++
+				b[i].id = j.NewID()
+				msg := &told{body: strings.Repeat("x", 700), closed: make([]fact, 1), who: []string{"r"}}
+				a.msgs[b[i].id] = msg
+				env := a.envelope(a.n, msg.who)
+				j.Commit(queue.Batch{Accepts: []queue.Accept{{ID: b[i].id, Envelope: env, Body: split(msg.body)}}}, func(err error) {
+					b[i].err = err
+					left <- true
+				})
+			}
+			close(gate)
+			for range b {
+				<-left
+			}
+			for _, one := range b {
+				a.msgs[one.id].accepted, a.msgs[one.id].refused = after(one.err, false), one.err != nil
+				if one.err != nil {
+					refused++
+				}
+			}
+			rnd := rand.New(rand.NewPCG(seed, 0))
+			reopen(t, "cut", m.Crash(disk.Random, rnd), a, rnd)
+		})
+	}
+	if refused < 60 {
+		t.Errorf("only %d were refused", refused)
+	}
+}
+
+// TestClosesWrittenAgainOutliveTheirAccept: a close that had to be written twice, because the first sync failed, must not be
+// dropped with its second place while the accept is on the disk.
+func TestClosesWrittenAgainOutliveTheirAccept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := disk.NewMemory()
+		j, err := Open(m, smallOptions(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		a := newAccount()
+		a.accept(j, alive, 6000, 1) // keeps the first segment from being moved
+		id := a.accept(j, alive, 2000, 1)
+		for range 3 {
+			a.close(j, alive, a.accept(j, alive, 3000, 1))
+		}
+		first := j.index.live[id].seg
+		a.write(j, id)
+		synctest.Wait()
+		m.Inject(disk.FailNth(m.Ops(), syscall.EIO)) // the flush
+		time.Sleep(4 * flushAfter)
+		synctest.Wait()
+		if n := j.Stats().Failures; n != 1 {
+			t.Fatalf("%d failures", n)
+		}
+		a.mark(id, nil, yes)
+		for range 20 {
+			a.close(j, alive, a.accept(j, alive, 3000, 1))
+		}
+		synctest.Wait()
+		if first.gone {
+			t.Error("the first segment was dropped: nothing is tested")
+		}
+		rnd := rand.New(rand.NewPCG(1, 1))
+		reopen(t, "cut", m.Crash(disk.Lost, rnd), a, rnd)
+		j.Close()
+	})
+}
+
+// TestABodyOutlivesAnUnsyncedClose: until the close is durable, the body's file stays.
+func TestABodyOutlivesAnUnsyncedClose(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := disk.NewMemory()
+		j, err := Open(m, smallOptions(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer j.Close()
+		a := newAccount()
+		id := a.spool(j, alive, 1000)
+		a.write(j, id)
+		synctest.Wait()
+		if _, err := m.Stat(bodyName(uint64(id))); err != nil {
+			t.Errorf("too early: %v", err)
+		}
+		time.Sleep(2 * flushAfter)
+		synctest.Wait()
+		if _, err := m.Stat(bodyName(uint64(id))); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("too late: %v", err)
+		}
 	})
 }
 
