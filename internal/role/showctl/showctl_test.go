@@ -222,3 +222,16 @@ func TestTheListIsComplete(t *testing.T) {
 		t.Errorf("only %d found", found)
 	}
 }
+
+// The manual page has all of them.
+func TestTheManualIsComplete(t *testing.T) {
+	page, err := os.ReadFile("../../../man/qmail-control.5")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range control.Settings() {
+		if !strings.Contains(string(page), "\n.It Pa "+s.Name+"\n") {
+			t.Errorf("qmail-control.5 does not have %s", s.Name)
+		}
+	}
+}
