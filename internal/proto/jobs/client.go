@@ -9,7 +9,8 @@ import (
 	"qmail/internal/system/ipc"
 )
 
-// Client is qmail-send's side: it gives out jobs and hears what became of them.
+// Client is qmail-send's side: it gives out jobs and hears what became of them. What Load, Forget and Start
+// send may go out a moment later, in one write; what fails then, Gone tells.
 type Client struct {
 	conn *ipc.Conn
 
@@ -51,7 +52,7 @@ func (c *Client) Load(body uint32, parts ...[]byte) error {
 	for _, p := range parts {
 		for first := true; first || len(p) > 0; first = false {
 			n := min(len(p), piece)
-			if err := c.conn.Send(kindBody, body, p[:n]); err != nil {
+			if err := c.conn.SendSoon(kindBody, body, p[:n]); err != nil {
 				return err
 			}
 			p = p[n:]
@@ -67,7 +68,7 @@ func (c *Client) LoadFile(body uint32, f *os.File, offset, length int64) error {
 }
 
 // Forget lets the worker drop a body. Jobs that run keep it until they are over.
-func (c *Client) Forget(body uint32) error { return c.conn.Send(kindForget, body) }
+func (c *Client) Forget(body uint32) error { return c.conn.SendSoon(kindForget, body) }
 
 // Start gives out a job under a number that no running job has.
 func (c *Client) Start(number uint32, j *Job) error {
@@ -82,7 +83,7 @@ func (c *Client) Start(number uint32, j *Job) error {
 	c.running[number] = running{recipients: len(j.Recipients)}
 	c.mu.Unlock()
 	var space [512]byte
-	err := c.conn.Send(kindJob, number, j.append(space[:0]))
+	err := c.conn.SendSoon(kindJob, number, j.append(space[:0]))
 	if err != nil {
 		c.mu.Lock()
 		delete(c.running, number)

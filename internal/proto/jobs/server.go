@@ -228,7 +228,8 @@ func (s *server) take(number uint32) bool {
 	return true
 }
 
-// send reports results, in several frames if they are many. A failure ends the reading side too.
+// send reports results, in several frames if they are many. Jobs that end together share a write. A failure ends
+// the reading side too.
 func (s *server) send(kind byte, number uint32, results []Result) {
 	var space [512]byte
 	payload := space[:0]
@@ -239,7 +240,7 @@ func (s *server) send(kind byte, number uint32, results []Result) {
 			payload = payload[:0]
 		}
 	}
-	s.conn.Send(kind, number, payload)
+	s.conn.SendSoon(kind, number, payload)
 }
 
 // Ended reports whether err, from Serve, is the ordinary end of a connection.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"hash/maphash"
 	"log/slog"
+	"runtime"
 	"strings"
 	"sync"
 	"time"
@@ -164,6 +165,7 @@ func (c *core) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-c.wake:
+			runtime.Gosched() // who is about to post does so first: fewer and fuller turns under load
 		case <-wait.C:
 		}
 	}

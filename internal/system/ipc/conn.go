@@ -78,6 +78,7 @@ type Conn struct {
 	pending []byte
 	spare   []byte
 	writing bool
+	soon    bool // a goroutine is about to flush
 	err     error
 }
 
@@ -102,13 +103,28 @@ func (c *Conn) Send(kind byte, stream uint32, parts ...[]byte) error {
 	return c.flush()
 }
 
+// SendSoon is Send that leaves the write to a goroutine, so that callers that come together, and the frames of
+// one caller, share it. A failure shows in a later call and ends the reading side.
+func (c *Conn) SendSoon(kind byte, stream uint32, parts ...[]byte) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.waitRoom(); err != nil {
+		return err
+	}
+	if err := c.append(kind, stream, 0, parts); err != nil {
+		return err
+	}
+	c.flushSoon()
+	return nil
+}
+
 // Message is a frame to be sent in a row with others.
 type Message struct {
 	Kind  byte
 	Parts [][]byte
 }
 
-// SendAll writes several frames of one stream in one go, with no other frame between them.
+// SendAll is SendSoon for several frames of one stream, with no other frame between them.
 func (c *Conn) SendAll(stream uint32, messages ...Message) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -120,18 +136,20 @@ func (c *Conn) SendAll(stream uint32, messages ...Message) error {
 			return err
 		}
 	}
-	return c.flush()
+	c.flushSoon()
+	return nil
 }
 
 // SendFile writes one frame and a descriptor with it. f stays the caller's.
 func (c *Conn) SendFile(kind byte, stream uint32, f *os.File, parts ...[]byte) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for c.writing || len(c.pending) > 0 { // a descriptor must travel with its own frame's first byte
-		if c.err != nil {
-			return c.err
+	for c.err == nil && (c.writing || len(c.pending) > 0) { // a descriptor must travel with its own frame's first byte
+		if c.writing {
+			c.room.Wait()
+		} else {
+			c.flush()
 		}
-		c.room.Wait()
 	}
 	if c.err != nil {
 		return c.err
@@ -169,16 +187,22 @@ func (c *Conn) Post(kind byte, stream uint32, parts ...[]byte) error {
 	if err := c.append(kind, stream, 0, parts); err != nil {
 		return err
 	}
-	if !c.writing {
-		c.writing = true
-		go func() {
-			c.mu.Lock()
-			defer c.mu.Unlock()
-			c.writing = false
-			c.flush()
-		}()
-	}
+	c.flushSoon()
 	return nil
+}
+
+// flushSoon lets a goroutine write what is pending by the time it runs. The lock is held.
+func (c *Conn) flushSoon() {
+	if c.writing || c.soon {
+		return
+	}
+	c.soon = true
+	go func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.soon = false
+		c.flush()
+	}()
 }
 
 // waitRoom waits until the peer has read enough of what is pending.
