@@ -1,5 +1,5 @@
-// Package relay says who may send where: rcpthosts, morercpthosts.cdb, relayclients, badmailfrom, localiphost
-// and percenthack, read once into a Policy that never changes.
+// Package relay says who may send where: rcpthosts, morercpthosts.cdb, relayclients, badmailfrom, envnoathost,
+// localiphost and percenthack, read once into a Policy that never changes.
 //
 // One thing differs from qmail-smtpd on purpose: without rcpthosts nobody but relay clients may send anything.
 // No state of these files makes us a relay for a stranger: one that cannot be read or understood is an error
@@ -21,11 +21,12 @@ import (
 type Policy struct {
 	hosts       control.Set // rcpthosts
 	more        *cdb.DB     // morercpthosts.cdb; nil if there is none, or no rcpthosts
-	clients     []netip.Prefix
+	clients     Networks    // relayclients
 	badSenders  control.Set
 	percentHack control.Set
 	own         map[netip.Addr]bool
 	localIPHost string // stands in for our own address literals; empty if unknown
+	noAtHost    string // envnoathost: what the queue adds to recipients without a domain
 }
 
 // Load reads the files. own are the addresses of this machine; loopback and unspecified count as own anyway.
@@ -38,10 +39,13 @@ func Load(dir control.Dir, own []netip.Addr) (*Policy, error) {
 	if p.localIPHost, err = dir.LineOrMe("localiphost", ""); err != nil {
 		return nil, err
 	}
+	if p.noAtHost, err = dir.LineOrMe("envnoathost", ""); err != nil {
+		return nil, err
+	}
 	if err := p.loadHosts(dir); err != nil {
 		return nil, err
 	}
-	if p.clients, err = loadClients(dir); err != nil {
+	if p.clients, _, err = LoadNetworks(dir, "relayclients"); err != nil {
 		return nil, err
 	}
 	if p.badSenders, err = loadSet(dir, "badmailfrom", isAddressPattern); err != nil {
@@ -110,56 +114,8 @@ func isAddressPattern(s string) bool {
 	return true
 }
 
-// loadClients reads relayclients: an address or a network in CIDR form per line.
-func loadClients(dir control.Dir) ([]netip.Prefix, error) {
-	entries, _, err := dir.Entries("relayclients")
-	if err != nil {
-		return nil, err
-	}
-	var clients []netip.Prefix
-	for _, e := range entries {
-		prefix, ok := parseNetwork(e.Text)
-		if !ok {
-			return nil, malformed(dir, "relayclients", e)
-		}
-		clients = append(clients, prefix)
-	}
-	return clients, nil
-}
-
-// parseNetwork reads "192.0.2.7", "192.0.2.0/24" or an IPv6 form. IPv4 mapped into IPv6 is unmapped, so that
-// each peer has one form. Bits beyond the length are an error: such a line means less, or more, than it says.
-func parseNetwork(s string) (netip.Prefix, bool) {
-	if ip, err := netip.ParseAddr(s); err == nil && ip.Zone() == "" {
-		ip = ip.Unmap()
-		return netip.PrefixFrom(ip, ip.BitLen()), true
-	}
-	p, err := netip.ParsePrefix(s)
-	if err != nil || p != p.Masked() {
-		return netip.Prefix{}, false
-	}
-	if p.Addr().Is4In6() {
-		if p.Bits() < 96 {
-			return netip.Prefix{}, false
-		}
-		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
-	}
-	return p, true
-}
-
 // Client reports whether the peer at ip may send anywhere.
-func (p *Policy) Client(ip netip.Addr) bool {
-	if !ip.IsValid() {
-		return false
-	}
-	ip = ip.Unmap().WithZone("")
-	for _, c := range p.clients {
-		if c.Contains(ip) {
-			return true
-		}
-	}
-	return false
-}
+func (p *Policy) Client(ip netip.Addr) bool { return p.clients.Has(ip) }
 
 // Refusals; shared, never changed.
 var (
@@ -200,6 +156,29 @@ func (p *Policy) Recipient(relay bool, sender string, path address.Path) (string
 	}
 	_, domain, _ = address.Split(p.unhack(recipient))
 	return recipient, p.allowed(domain)
+}
+
+// Raw is Recipient for QMTP, whose addresses are bytes without a syntax: nothing is replaced, senders do not count,
+// and a recipient without a domain is welcome, since it is the queue that gives it one.
+func (p *Policy) Raw(relay bool, recipient string) (string, error) {
+	switch {
+	case relay:
+		return recipient, nil
+	case p.hosts == nil:
+		return "", errHost
+	}
+	whole := recipient
+	_, domain, ok := address.Split(recipient)
+	if !ok {
+		whole += "@" + p.noAtHost
+	} else if err := p.allowed(domain); err != nil {
+		return "", err
+	}
+	if there := p.unhack(whole); there != whole {
+		_, domain, _ = address.Split(there)
+		return recipient, p.allowed(domain)
+	}
+	return recipient, nil
 }
 
 // unhack does what qmail-send will do with domains in percenthack: "a%b@hack" is on its way to "a@b", and

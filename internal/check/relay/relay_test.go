@@ -128,6 +128,42 @@ func TestRecipient(t *testing.T) {
 	}
 }
 
+func TestRaw(t *testing.T) {
+	p := load(t, map[string]string{
+		"me": "mx.here.example\n", "rcpthosts": "here.example\n.sub.example\n", "morercpthosts.cdb": "cdb:more.example",
+		"percenthack": "here.example\nmx.here.example\n", "badmailfrom": "@evil.example\n", "localiphost": "here.example\n",
+	})
+	tests := []struct {
+		name, rcpt string
+		relay, ok  bool
+	}{
+		{"a domain of rcpthosts", "a@HERE.example", false, true},
+		{"a domain of morercpthosts", "a@more.example", false, true},
+		{"another domain", "a@there.example", false, false},
+		{"any domain for a relay client", "a@there.example", true, true},
+		{"no domain", "alice", false, true},
+		{"nothing at all", "", false, true},
+		{"an empty domain", "a@", false, false},
+		{"blanks and at signs are bytes like others", "a b@there.example@here.example", false, true},
+		{"our own literal is none of rcpthosts", "a@[127.0.0.1]", false, false},
+		{"percenthack leads outside", "a%there.example@here.example", false, false},
+		{"percenthack leads inside", "a%more.example@here.example", false, true},
+		{"percenthack leads outside from where addresses without a domain belong", "a%there.example", false, false},
+		{"and inside", "a%here.example", false, true},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			stored, err := p.Raw(tt.relay, tt.rcpt)
+			if (err == nil) != tt.ok || err == nil && stored != tt.rcpt {
+				t.Errorf("%q, %v", stored, err)
+			}
+		})
+	}
+	if _, err := load(t, map[string]string{"me": "here.example\n"}).Raw(false, "alice"); err == nil {
+		t.Error("welcome without rcpthosts")
+	}
+}
+
 func TestSender(t *testing.T) {
 	p := load(t, map[string]string{"me": "mx.here.example\n"})
 	tests := []struct {
@@ -214,7 +250,7 @@ func TestLoadNamesFileAndLine(t *testing.T) {
 }
 
 func TestAnUnreadableFileIsAnError(t *testing.T) {
-	for _, name := range []string{"rcpthosts", "morercpthosts.cdb", "relayclients", "badmailfrom", "percenthack", "localiphost"} {
+	for _, name := range []string{"rcpthosts", "morercpthosts.cdb", "relayclients", "badmailfrom", "percenthack", "localiphost", "envnoathost"} {
 		dir := home(t, map[string]string{"me": "here.example\n", "rcpthosts": "here.example\n"})
 		os.Remove(dir.Path(name))
 		if err := os.Mkdir(dir.Path(name), 0o755); err != nil {
