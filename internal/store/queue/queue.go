@@ -2,8 +2,8 @@
 //
 // A message enters by an Accept, which carries its envelope and body. Each recipient leaves by exactly one
 // Close, which says what became of it. The state of the queue is the fold of these records and nothing
-// else: a message is in the queue while one of its recipients is open. Notes (deferrals) and holds change
-// when a message is tried, never whether it is there.
+// else: a message is in the queue while one of its recipients is open. Notes (deferrals), fails and holds change
+// who is tried when, never whether the message is there.
 //
 // The first implementation is queue/journal, a log on the local disk; a second one may keep the same
 // records on several machines. So nothing here speaks of files, ids have room for a node number, and a
@@ -78,7 +78,7 @@ type Store interface {
 	// envelopes nor the bodies may be changed afterwards.
 	Commit(b Batch, done func(error))
 
-	// Write is Commit without waiting, for closes, notes and holds whose loss in a crash only means that
+	// Write is Commit without waiting, for closes, notes, fails and holds whose loss in a crash only means that
 	// something is done again. They are durable with the next sync, after a second at the latest; if
 	// the disk fails or is full they are written again later. b must have no Accepts.
 	Write(b Batch)
@@ -111,6 +111,7 @@ type Batch struct {
 	Accepts []Accept
 	Closes  []Close
 	Notes   []Note
+	Fails   []Fail
 	Holds   []Hold
 }
 
@@ -130,12 +131,21 @@ type Close struct {
 	As         ID // Forwarded, Bounced, Expired: the message that carries on, if one does
 }
 
-// Note is a deferral: the newest one of each open recipient decides what Scan tells about it.
+// Note is a deferral: the newest Note or Fail of each open recipient decides what Scan tells about it.
 type Note struct {
 	ID         ID
 	Recipients []uint32 // nil means all that are open
 	Next       time.Time
 	Text       string // why; kept for readers of the log, not returned by Scan
+}
+
+// Fail is a failure for good of recipients whose sender is told of it later, when all others are done. They stay
+// open until the Close that comes with that bounce, but Scan tells of them apart.
+type Fail struct {
+	ID         ID
+	Recipients []uint32 // nil means all that are open
+	Outcome    Outcome  // Bounced or Expired: what the Close will say
+	Text       string   // why, for the bounce; Scan tells
 }
 
 // Hold stops (On) or releases a message. The queue only remembers it; Scan tells.
@@ -202,7 +212,8 @@ type Entry struct {
 	Envelope   *envelope.Envelope // nil if it is damaged
 	Size       int64              // of the body
 	Recipients int                // all, closed or open
-	Open       []Open             // in order of Recipient
+	Open       []Open             // to be delivered to, in order of Recipient
+	Failed     []Failed           // open too, but not to be tried, in the order in which they failed
 	Held       bool
 }
 
@@ -210,6 +221,31 @@ type Entry struct {
 type Open struct {
 	Recipient uint32
 	Next      time.Time // of its newest Note; zero if it has none
+}
+
+// Failed is a recipient whose newest record is a Fail.
+type Failed struct {
+	Recipient uint32
+	Outcome   Outcome
+	Text      string
+}
+
+// Historian is a Store that keeps what it was told for a while.
+type Historian interface {
+	// History calls f with what is still stored of a message, in order, whether it is in the queue or not. The Event
+	// is f's for that call only. An error from f ends it and is returned.
+	History(ctx context.Context, id ID, f func(*Event) error) error
+}
+
+// Event is one record about a message; one of the last five is set.
+type Event struct {
+	Time   time.Time // when it was written; zero if that is not known
+	Copy   bool      // said again by the store itself: no news
+	Accept *Entry    // with Envelope (nil if it is damaged), Size and Recipients
+	Close  *Close
+	Note   *Note
+	Fail   *Fail
+	Hold   *Hold
 }
 
 // Position orders what an Observer sees: it grows with every record of one store, over restarts too.

@@ -31,8 +31,10 @@ type told struct {
 	accepted fact
 	refused  bool   // with an error while the power was on: must never be seen again
 	closed   []fact // of each recipient
-	held     fact   // stopped
-	tried    bool   // a hold was spoken of at all
+	failed   map[uint32]string
+	doubtful map[uint32]bool // whether they failed is not known
+	held     fact            // stopped
+	tried    bool            // a hold was spoken of at all
 }
 
 type pair struct {
@@ -61,7 +63,7 @@ func (a *account) message(j queue.Store, size, recipients int) (queue.ID, *told,
 	defer a.mu.Unlock()
 	a.n++
 	id := j.NewID()
-	m := &told{closed: make([]fact, recipients)}
+	m := &told{closed: make([]fact, recipients), failed: map[uint32]string{}, doubtful: map[uint32]bool{}}
 	m.body = strings.Repeat(fmt.Sprintf("message %d;", a.n), size/10+1)[:size]
 	for i := range recipients {
 		m.who = append(m.who, fmt.Sprintf("r%d-%d@example.org", a.n, i))
@@ -173,6 +175,26 @@ func (a *account) hold(j queue.Store, id queue.ID, on bool) {
 	})
 }
 
+// fail takes a recipient as failed; with text "" it takes that back by a note.
+func (a *account) fail(j queue.Store, dead func() bool, id queue.ID, who uint32, text string) {
+	b := queue.Batch{Fails: []queue.Fail{{ID: id, Recipients: []uint32{who}, Outcome: queue.Bounced, Text: text}}}
+	if text == "" {
+		b = queue.Batch{Notes: []queue.Note{{ID: id, Recipients: []uint32{who}, Next: time.Unix(2_000_000_000, 0)}}}
+	}
+	err := commit(j, b)
+	a.set(func() {
+		m := a.msgs[id]
+		switch {
+		case err == nil && text == "":
+			delete(m.failed, who)
+		case err == nil:
+			m.failed[who] = text
+		case dead():
+			m.doubtful[who] = true
+		}
+	})
+}
+
 func (a *account) mark(id queue.ID, who []uint32, f fact) {
 	a.set(func() {
 		m := a.msgs[id]
@@ -214,7 +236,7 @@ func (a *account) audit(j *Journal) []string {
 			t.Errorf("message %v twice", e.ID)
 		}
 		c := *e
-		c.Open = slices.Clone(e.Open)
+		c.Open, c.Failed = slices.Clone(e.Open), slices.Clone(e.Failed)
 		seen[e.ID] = c
 		return nil
 	})
@@ -257,6 +279,21 @@ func (a *account) checkSeen(t *complaints, j *Journal, id queue.ID, e queue.Entr
 	for _, o := range e.Open {
 		open[o.Recipient] = true
 	}
+	for _, f := range e.Failed {
+		if open[f.Recipient] {
+			t.Errorf("message %v: recipient %d failed and is to be tried", id, f.Recipient)
+		}
+		open[f.Recipient] = true
+		if want := m.failed[f.Recipient]; want != f.Text && !m.doubtful[f.Recipient] || f.Outcome != queue.Bounced {
+			t.Errorf("message %v: recipient %d failed with %q %v, want %q", id, f.Recipient, f.Text, f.Outcome, want)
+		}
+	}
+	for i, want := range m.failed {
+		found := slices.ContainsFunc(e.Failed, func(f queue.Failed) bool { return f.Recipient == i })
+		if want != "" && !found && !m.doubtful[i] && m.closed[i] == no {
+			t.Errorf("message %v: recipient %d failed with %q, and nobody knows", id, i, want)
+		}
+	}
 	for i, f := range m.closed {
 		if f == yes && open[uint32(i)] {
 			t.Errorf("message %v: recipient %d is open again", id, i)
@@ -285,7 +322,8 @@ func (a *account) checkPair(t *complaints, seen map[queue.ID]queue.Entry, p pair
 		return // it may have gone on
 	}
 	_, bounced := seen[p.bounce]
-	closed := !slices.ContainsFunc(seen[p.cause].Open, func(o queue.Open) bool { return o.Recipient == p.recipient })
+	closed := !slices.ContainsFunc(seen[p.cause].Open, func(o queue.Open) bool { return o.Recipient == p.recipient }) &&
+		!slices.ContainsFunc(seen[p.cause].Failed, func(o queue.Failed) bool { return o.Recipient == p.recipient })
 	if bounced != closed {
 		t.Errorf("bounce %v is there: %v, its cause closed: %v", p.bounce, bounced, closed)
 	}

@@ -212,12 +212,28 @@ func (j *Journal) move(s *segment) (bool, error) {
 		return false, err
 	}
 	for states := range slices.Chunk(n.states, moveStates) {
-		w := j.submit(func(o *op) { j.carryStates(o, s, states) })
-		if err := <-w; err != nil {
+		if err := j.moveStates(s, states); errors.Is(err, queue.ErrTooLarge) {
+			j.mu.Lock()
+			s.pinned = true
+			j.mu.Unlock()
+			return false, nil
+		} else if err != nil {
 			return false, err
 		}
 	}
 	return true, nil
+}
+
+// moveStates says the state of messages again, in one record if it can hold them.
+func (j *Journal) moveStates(s *segment, ids []queue.ID) error {
+	err := <-j.submit(func(o *op) { j.carryStates(o, s, ids) })
+	if !errors.Is(err, queue.ErrTooLarge) || len(ids) == 1 {
+		return err
+	}
+	if err := j.moveStates(s, ids[:len(ids)/2]); err != nil {
+		return err
+	}
+	return j.moveStates(s, ids[len(ids)/2:])
 }
 
 // carryStates writes the state of messages whose accept is not in s; of those no longer there, that they are closed.

@@ -24,6 +24,10 @@ func story(j *Journal, a *account, dead func() bool) {
 	}
 	keep := a.accept(j, dead, 2000, 3)
 	straggler := a.accept(j, dead, 1500, 2)
+	failing := a.accept(j, dead, 300, 4)
+	a.fail(j, dead, failing, 0, "no such box")
+	a.fail(j, dead, failing, 2, "no such host")
+	a.fail(j, dead, failing, 3, "no such box")
 	a.write(j, keep, 1)
 	a.note(j, keep)
 	wait()
@@ -49,6 +53,8 @@ func story(j *Journal, a *account, dead func() bool) {
 	for range 4 {
 		<-done
 	}
+	a.fail(j, dead, failing, 3, "")
+	a.fail(j, dead, failing, 2, "no such thing")
 	wait() // the first segments are mostly dead: stragglers are copied, segments dropped
 	a.close(j, dead, straggler, 1)
 	for range 8 {
@@ -57,6 +63,7 @@ func story(j *Journal, a *account, dead func() bool) {
 	wait()
 	a.hold(j, straggler, false)
 	a.bounce(j, dead, straggler, 0)
+	a.bounce(j, dead, failing, 2)
 	a.write(j, kept, 0)
 	wait()
 }

@@ -401,14 +401,14 @@ func TestANewerFormatIsRefusedAndUntouched(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, at := range []int64{8, headerCopy + 8} {
-		if _, err := f.WriteAt([]byte{2}, at); err != nil {
+		if _, err := f.WriteAt([]byte{3}, at); err != nil {
 			t.Fatal(err)
 		}
 	}
 	f.Close()
 	before := snapshot(t, m)
 	_, err = Open(m, smallOptions(t))
-	if err == nil || !strings.Contains(err.Error(), "version 2") || !strings.Contains(err.Error(), "segment 0000000000000001") {
+	if err == nil || !strings.Contains(err.Error(), "version 3") || !strings.Contains(err.Error(), "segment 0000000000000001") {
 		t.Errorf("error %v", err)
 	}
 	after := snapshot(t, m)

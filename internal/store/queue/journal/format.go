@@ -13,7 +13,8 @@ import (
 
 // The format of a segment, as docs/queue.md tells it. All numbers are little endian, all checksums CRC-32C.
 const (
-	version = 1
+	version = 2 // what is written
+	oldest  = 1 // what is read: it has no fails and no times
 
 	headerRoom  = 4096 // two copies of the header, headerCopy apart, so that one bad sector does not lose the stamp
 	headerCopy  = 2048
@@ -28,6 +29,7 @@ const (
 	acceptSize = itemSize + 32
 	closeSize  = itemSize + 8
 	noteSize   = itemSize + 12
+	failSize   = itemSize + 4
 
 	smallEnvelope = 512 // longest envelope repeated in the footer
 
@@ -89,8 +91,8 @@ func parseHeader(room []byte) (header, error) {
 		if string(b[:8]) != headerMagic {
 			continue
 		}
-		if v := le.Uint32(b[8:]); v != version {
-			err = fmt.Errorf("journal: format version %d, this program knows %d", v, version)
+		if v := le.Uint32(b[8:]); v < oldest || v > version {
+			err = fmt.Errorf("journal: format version %d, this program knows %d to %d", v, oldest, version)
 			continue
 		}
 		if le.Uint32(b[60:]) != checksum(b[:60]) {
@@ -127,7 +129,7 @@ func (t trailer) append(dst []byte) []byte {
 }
 
 func parseTrailer(b []byte, h header, size int64) (trailer, error) {
-	if len(b) != trailerSize || string(b[:8]) != trailerMagic || le.Uint32(b[8:]) != version ||
+	if len(b) != trailerSize || string(b[:8]) != trailerMagic || le.Uint32(b[8:]) < oldest || le.Uint32(b[8:]) > version ||
 		le.Uint32(b[60:]) != checksum(b[:60]) {
 		return trailer{}, errTrailer
 	}
@@ -147,6 +149,7 @@ type head struct {
 	length int // of all, without padding
 	meta   int // of the items
 	sum    uint32
+	time   int64 // when it was written, unix nanoseconds; 0 if that is not known
 }
 
 // putHead writes a head into b, whose first headSize bytes it takes.
@@ -155,7 +158,7 @@ func putHead(b []byte, seq, stamp uint64, r head) {
 	le.PutUint32(b[4:], uint32(r.meta))
 	le.PutUint64(b[8:], seq)
 	le.PutUint64(b[16:], stamp)
-	le.PutUint64(b[24:], 0)
+	le.PutUint64(b[24:], uint64(r.time))
 	le.PutUint32(b[32:], r.sum)
 	le.PutUint32(b[36:], checksum(b[:36]))
 }
@@ -166,7 +169,7 @@ func parseHead(b []byte, seq, stamp uint64, limit int64) (head, error) {
 		le.Uint32(b[36:]) != checksum(b[:36]) {
 		return head{}, errRecord
 	}
-	r := head{int(le.Uint32(b)), int(le.Uint32(b[4:])), le.Uint32(b[32:])}
+	r := head{int(le.Uint32(b)), int(le.Uint32(b[4:])), le.Uint32(b[32:]), int64(le.Uint64(b[24:]))}
 	if int64(r.length) > limit || r.meta > r.length-headSize || r.length < headSize {
 		return head{}, errRecord
 	}
@@ -181,6 +184,7 @@ const (
 	kindClose
 	kindNote
 	kindHold
+	kindFail
 )
 
 // The flags of items.
@@ -207,11 +211,11 @@ type item struct {
 	sum        uint32 // accept: of the body
 	body       uint32 // accept: where it begins, counted from its record
 
-	outcome queue.Outcome // close
+	outcome queue.Outcome // close, fail
 	as      queue.ID      // close
-	who     runs          // close, note
+	who     runs          // close, note, fail
 	next    int64         // note: unix nanoseconds
-	text    []byte        // note
+	text    []byte        // note, fail
 }
 
 func (it *item) live() int64 { // bytes that a copy of an accept takes, roughly
@@ -245,6 +249,10 @@ func (it *item) append(dst []byte) []byte {
 		dst = append(dst, it.who...)
 	case kindNote:
 		dst = le.AppendUint64(dst, uint64(it.next))
+		dst = le.AppendUint32(dst, uint32(len(it.who)))
+		dst = append(dst, it.who...)
+		dst = append(dst, it.text...)
+	case kindFail:
 		dst = le.AppendUint32(dst, uint32(len(it.who)))
 		dst = append(dst, it.who...)
 		dst = append(dst, it.text...)
@@ -305,6 +313,15 @@ func cut(b []byte) (it item, rest []byte, err error) {
 		if len(b) != 0 || it.outcome != 0 {
 			return it, nil, errItem
 		}
+	case kindFail:
+		if len(b) < failSize-itemSize {
+			return it, nil, errItem
+		}
+		n := int64(le.Uint32(b))
+		if n > int64(len(b)-4) || it.outcome != queue.Bounced && it.outcome != queue.Expired {
+			return it, nil, errItem
+		}
+		it.who, it.text = runs(b[4:4+n]), b[4+n:]
 	default:
 		return it, nil, errItem
 	}
@@ -425,7 +442,9 @@ func pageBytes(meta []byte) int {
 		if len(it.envelope) > smallEnvelope {
 			n -= len(it.envelope)
 		}
-		n -= len(it.text)
+		if it.kind == kindNote { // a fail's text is needed by who opens the queue
+			n -= len(it.text)
+		}
 		meta = rest
 	}
 	return n

@@ -88,8 +88,13 @@ func someItems() []item {
 	}
 }
 
+// aFail is an item that other tests of whole segments need not count.
+func aFail() item {
+	return item{kind: kindFail, id: 6, outcome: queue.Expired, who: makeRuns(nil, []uint32{2}), text: []byte("no such box")}
+}
+
 func FuzzCut(f *testing.F) { // an item has one spelling
-	for _, it := range someItems() {
+	for _, it := range append(someItems(), aFail()) {
 		f.Add(it.append(nil))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -138,7 +143,7 @@ func FuzzTrailer(f *testing.F) { // what a trailer points at is in the file
 
 func FuzzPages(f *testing.F) { // a footer never makes a panic, nor places outside of the records
 	var foot []byte
-	for i, it := range someItems() {
+	for i, it := range append(someItems(), aFail()) {
 		foot = appendPage(foot, int64(headerRoom+i*1024), it.append(nil))
 	}
 	f.Add(foot, int64(1<<20))
@@ -165,7 +170,7 @@ func image(t testing.TB) (b []byte, at []int64) {
 		o.start()
 		o.rec = it.append(o.rec)
 		o.finish()
-		putHead(o.rec[align:], testSeq, testStamp, head{o.length, len(o.meta()), checksum(o.meta())})
+		putHead(o.rec[align:], testSeq, testStamp, head{o.length, len(o.meta()), checksum(o.meta()), 77})
 		b = append(b, o.rec[align:]...)
 		if i == 0 {
 			b = append(b, "body"...)

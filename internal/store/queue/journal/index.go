@@ -36,6 +36,7 @@ const (
 type more struct {
 	closed []uint64 // a bit for each recipient
 	next   []int64  // newest note of each; nil while entry.next holds for all
+	failed failures
 }
 
 func (e *entry) closed(i uint32) bool {
@@ -55,6 +56,9 @@ func (e *entry) shut(who runs) (n uint32) {
 		n, e.open = e.open, 0
 		return n
 	}
+	if e.more != nil {
+		e.more.failed.forget(who, e.recipients)
+	}
 	if e.recipients == 1 {
 		who.each(1, func(uint32) { n, e.open = e.open, 0 })
 		return n
@@ -72,6 +76,9 @@ func (e *entry) shut(who runs) (n uint32) {
 
 // note sets the next try and tells whether that is now all there is to know of the message's recipients.
 func (e *entry) note(who runs, next int64) (all bool) {
+	if e.more != nil {
+		e.more.failed.forget(who, e.recipients)
+	}
 	n := e.open
 	if len(who) > 0 {
 		n = 0
@@ -95,6 +102,24 @@ func (e *entry) note(who runs, next int64) (all bool) {
 	who.each(e.recipients, func(i uint32) { m.next[i] = next })
 	return false
 }
+
+// fail takes recipients as failed for good.
+func (e *entry) fail(who runs, outcome queue.Outcome, text string) {
+	one := func(i uint32) {
+		if !e.closed(i) {
+			e.detail().failed.put(failure{i, outcome, text})
+		}
+	}
+	if len(who) > 0 {
+		who.each(e.recipients, one)
+		return
+	}
+	for i := range e.recipients {
+		one(i)
+	}
+}
+
+func (e *entry) failedAt(i uint32) bool { return e.more != nil && e.more.failed.has(i) }
 
 func (e *entry) nextOf(i uint32) int64 {
 	if e.more != nil && e.more.next != nil {
@@ -123,7 +148,7 @@ func (e *entry) appendState(dst []byte, id queue.ID) []byte {
 	} else {
 		groups := map[int64][]uint32{}
 		for i, next := range e.more.next {
-			if next != 0 && !e.closed(uint32(i)) {
+			if next != 0 && !e.closed(uint32(i)) && !e.failedAt(uint32(i)) {
 				groups[next] = append(groups[next], uint32(i))
 			}
 		}
@@ -131,6 +156,9 @@ func (e *entry) appendState(dst []byte, id queue.ID) []byte {
 			it := item{kind: kindNote, flags: flagCopy, id: id, next: next, who: makeRuns(nil, groups[next])}
 			dst = it.append(dst)
 		}
+	}
+	if e.more != nil {
+		dst = e.more.failed.append(dst, id)
 	}
 	it := item{kind: kindHold, flags: flagCopy | flagState, id: id}
 	if e.flags&held != 0 {
@@ -179,6 +207,8 @@ func (x *index) fold(seg *segment, p place, it *item) {
 		if e.note(it.who, it.next) && e.flags&heldOnce == 0 {
 			e.state = seg.seq
 		}
+	case kindFail:
+		e.fail(it.who, it.outcome, string(it.text))
 	case kindHold:
 		x.hold(e, it.flags&flagOn != 0)
 		if it.flags&flagOn != 0 {

@@ -255,6 +255,15 @@ func (j *Journal) encode(o *op) error {
 			o.rec = it.append(o.rec)
 		}
 	}
+	for _, f := range o.batch.Fails {
+		if f.Outcome != queue.Bounced && f.Outcome != queue.Expired {
+			return fmt.Errorf("journal: a failure cannot be %v", f.Outcome)
+		}
+		if f.Recipients == nil || len(f.Recipients) > 0 {
+			it := item{kind: kindFail, id: f.ID, outcome: f.Outcome, who: makeRuns(nil, f.Recipients), text: []byte(f.Text)}
+			o.rec = it.append(o.rec)
+		}
+	}
 	for _, h := range o.batch.Holds {
 		it := item{kind: kindHold, id: h.ID}
 		if h.On {

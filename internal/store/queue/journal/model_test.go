@@ -19,7 +19,8 @@ import (
 // modelMessage is what a plain map knows of a message.
 type modelMessage struct {
 	body string
-	open map[uint32]int64 // next try, 0 for none
+	open map[uint32]int64  // next try, 0 for none
+	bad  map[uint32]string // of those, who failed and why
 	held bool
 }
 
@@ -147,7 +148,7 @@ func (m *model) accept() {
 			m.Errorf("id %v after %v", id, m.last)
 		}
 		m.last = id
-		msg := &modelMessage{open: map[uint32]int64{}}
+		msg := &modelMessage{open: map[uint32]int64{}, bad: map[uint32]string{}}
 		msg.body = strings.Repeat(fmt.Sprintf("%d,", m.rnd.IntN(1000)), m.rnd.IntN(600))
 		env := benchEnvelope()
 		env.Recipients = nil
@@ -185,6 +186,10 @@ func (m *model) change(wait bool) {
 		note := queue.Note{ID: id, Recipients: m.who(msg), Next: time.Unix(0, 1+m.rnd.Int64N(1<<40)), Text: strings.Repeat("t", m.rnd.IntN(50))}
 		b.Notes = append(b.Notes, note)
 	}
+	if m.rnd.IntN(4) == 0 {
+		fail := queue.Fail{ID: id, Recipients: m.who(msg), Outcome: queue.Expired, Text: strings.Repeat("f", m.rnd.IntN(50))}
+		b.Fails = append(b.Fails, fail)
+	}
 	if m.rnd.IntN(8) == 0 {
 		b.Holds = append(b.Holds, queue.Hold{ID: id, On: m.rnd.IntN(2) == 0})
 	}
@@ -206,6 +211,14 @@ func (m *model) change(wait bool) {
 		for i := range msg.open {
 			if n.Recipients == nil || slices.Contains(n.Recipients, i) {
 				msg.open[i] = n.Next.UnixNano()
+				delete(msg.bad, i)
+			}
+		}
+	}
+	for _, f := range b.Fails {
+		for i := range msg.open {
+			if f.Recipients == nil || slices.Contains(f.Recipients, i) {
+				msg.bad[i] = f.Text
 			}
 		}
 	}
@@ -220,9 +233,11 @@ func (m *model) change(wait bool) {
 func (msg *modelMessage) shut(who []uint32) {
 	if who == nil {
 		clear(msg.open)
+		clear(msg.bad)
 	}
 	for _, i := range who {
 		delete(msg.open, i)
+		delete(msg.bad, i)
 	}
 }
 
@@ -248,12 +263,17 @@ func (m *model) compare() {
 			m.Errorf("message %v should be gone", e.ID)
 			return nil
 		}
-		open += len(e.Open)
+		open += len(e.Open) + len(e.Failed)
 		if e.Held {
 			held++
 		}
-		if len(e.Open) != len(msg.open) || e.Held != msg.held || e.Size != int64(len(msg.body)) || e.Envelope == nil {
+		if len(e.Open)+len(e.Failed) != len(msg.open) || len(e.Failed) != len(msg.bad) || e.Held != msg.held || e.Size != int64(len(msg.body)) || e.Envelope == nil {
 			m.Errorf("message %v: %+v, want open %v held %v size %d", e.ID, e, msg.open, msg.held, len(msg.body))
+		}
+		for _, f := range e.Failed {
+			if text, ok := msg.bad[f.Recipient]; !ok || text != f.Text || f.Outcome != queue.Expired {
+				m.Errorf("message %v recipient %d: failed with %q, want %q %v", e.ID, f.Recipient, f.Text, text, ok)
+			}
 		}
 		for _, o := range e.Open {
 			next, ok := msg.open[o.Recipient]

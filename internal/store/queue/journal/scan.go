@@ -101,10 +101,10 @@ func (j *Journal) report(f func(*queue.Entry) error, entry *queue.Entry, id queu
 		return nil
 	}
 	*entry = queue.Entry{
-		ID: id, Envelope: env, Size: e.size, Recipients: int(e.recipients), Open: entry.Open[:0], Held: e.flags&held != 0,
+		ID: id, Envelope: env, Size: e.size, Recipients: int(e.recipients), Open: entry.Open[:0], Failed: entry.Failed[:0], Held: e.flags&held != 0,
 	}
 	for i := range e.recipients {
-		if e.closed(i) {
+		if e.closed(i) || e.failedAt(i) {
 			continue
 		}
 		open := queue.Open{Recipient: i}
@@ -112,6 +112,9 @@ func (j *Journal) report(f func(*queue.Entry) error, entry *queue.Entry, id queu
 			open.Next = time.Unix(0, next)
 		}
 		entry.Open = append(entry.Open, open)
+	}
+	if e.more != nil {
+		entry.Failed = e.more.failed.appendTo(entry.Failed)
 	}
 	j.mu.RUnlock()
 	return f(entry)

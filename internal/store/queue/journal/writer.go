@@ -200,8 +200,9 @@ func (j *Journal) write(ops []*op) {
 	w := &j.writer
 	iov := w.iov[:0]
 	at, durable := w.end, false
+	now := j.opt.Now().UnixNano()
 	for _, o := range ops {
-		putHead(o.rec[align:], w.head.seq, w.head.stamp, head{o.length, len(o.meta()), checksum(o.meta())})
+		putHead(o.rec[align:], w.head.seq, w.head.stamp, head{o.length, len(o.meta()), checksum(o.meta()), now})
 		pad := int(o.off - at)
 		iov = append(iov, o.rec[align-pad:]) // zeros
 		iov = append(iov, o.bodies...)
@@ -372,7 +373,7 @@ func (j *Journal) abandon(err error) {
 }
 
 // keep saves a batch of Write for later. Closes are kept always: there can be no more of them than open
-// recipients. Notes alone are given up beyond a bound.
+// recipients. Notes and fails alone are given up beyond a bound.
 func (j *Journal) keep(o *op) {
 	w := &j.writer
 	if len(o.batch.Closes)+len(o.batch.Holds) == 0 && w.bytes+int64(len(o.rec)) > j.opt.Backlog {
@@ -428,9 +429,10 @@ func writeFooter(f disk.File, t trailer, foot []byte, size int64) error {
 	return f.Sync()
 }
 
-// frees tells whether a batch may use the last spare: closes make room, accepts take it, notes can wait.
+// frees tells whether a batch may use the last spare: closes make room, accepts take it, notes and
+// fails can wait.
 func (o *op) frees() bool {
-	return !o.accepts && (len(o.batch.Notes) == 0 || len(o.batch.Closes)+len(o.batch.Holds) > 0)
+	return !o.accepts && (len(o.batch.Notes)+len(o.batch.Fails) == 0 || len(o.batch.Closes)+len(o.batch.Holds) > 0)
 }
 
 // takeSpare takes a file for a new head, and leaves another behind if the last one is to be spared.

@@ -86,7 +86,7 @@ func Entries(t testing.TB, s queue.Store) map[queue.ID]queue.Entry {
 			t.Errorf("scan tells of message %v twice", e.ID)
 		}
 		copied := *e
-		copied.Open = slices.Clone(e.Open)
+		copied.Open, copied.Failed = slices.Clone(e.Open), slices.Clone(e.Failed)
 		all[e.ID] = copied
 		return nil
 	})
@@ -179,6 +179,7 @@ var contract = []struct {
 	{"a bounce and its cause are one", testBatch},
 	{"a message without recipients is done at once", testNobody},
 	{"the newest note counts, for whom it is", testNotes},
+	{"who failed stays so until the bounce", testFails},
 	{"a hold stays until it is lifted", testHold},
 	{"a written close is there after a restart", testWrite},
 	{"ids only grow", testIDs},
@@ -378,6 +379,40 @@ func b2i(b bool) int {
 		return 1
 	}
 	return 0
+}
+
+func testFails(r *rig) {
+	id := Accept(r.T, r.Store, "x", "a", "b", "c", "d", "e")
+	fail := func(text string, outcome queue.Outcome, who ...uint32) {
+		r.wait(queue.Batch{Fails: []queue.Fail{{ID: id, Recipients: who, Outcome: outcome, Text: text}}})
+	}
+	want := func(open []uint32, failed ...queue.Failed) {
+		r.Helper()
+		r.both(func() {
+			r.wantOpen(id, open...)
+			if got := Entries(r.T, r.Store)[id].Failed; !slices.Equal(got, failed) {
+				r.Errorf("failed %v, want %v", got, failed)
+			}
+		})
+	}
+	fail("no such box\nsorry", queue.Bounced, 3)
+	fail("too old", queue.Expired, 1, 2)
+	want([]uint32{0, 4}, queue.Failed{Recipient: 3, Outcome: queue.Bounced, Text: "no such box\nsorry"},
+		queue.Failed{Recipient: 1, Outcome: queue.Expired, Text: "too old"}, queue.Failed{Recipient: 2, Outcome: queue.Expired, Text: "too old"})
+	r.wait(queue.Batch{Notes: []queue.Note{{ID: id, Recipients: []uint32{2}, Next: time.Unix(9, 0)}}})
+	fail("gone", queue.Bounced, 3)
+	want([]uint32{0, 2, 4}, queue.Failed{Recipient: 1, Outcome: queue.Expired, Text: "too old"},
+		queue.Failed{Recipient: 3, Outcome: queue.Bounced, Text: "gone"})
+	r.wait(queue.Batch{Closes: []queue.Close{{ID: id, Recipients: []uint32{1, 0}, Outcome: queue.Bounced}}})
+	want([]uint32{2, 4}, queue.Failed{Recipient: 3, Outcome: queue.Bounced, Text: "gone"})
+	r.wait(queue.Batch{Fails: []queue.Fail{{ID: id, Outcome: queue.Bounced, Text: "all"}}})
+	want(nil, queue.Failed{Recipient: 2, Outcome: queue.Bounced, Text: "all"},
+		queue.Failed{Recipient: 3, Outcome: queue.Bounced, Text: "all"}, queue.Failed{Recipient: 4, Outcome: queue.Bounced, Text: "all"})
+	r.wait(queue.Batch{Closes: []queue.Close{{ID: id, Outcome: queue.Bounced}}})
+	r.both(func() { r.is(r.Claim(context.Background(), id), queue.ErrNotFound) })
+	if Wait(r.Store, queue.Batch{Fails: []queue.Fail{{ID: id, Outcome: queue.Delivered}}}) == nil {
+		r.Error("a failure that delivered")
+	}
 }
 
 func testWrite(r *rig) {
