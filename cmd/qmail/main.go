@@ -26,6 +26,8 @@ import (
 	"qmail/internal/role/predate"
 	"qmail/internal/role/pw2u"
 	"qmail/internal/role/qmqpc"
+	"qmail/internal/role/qmqpd"
+	"qmail/internal/role/qmtpd"
 	"qmail/internal/role/queue"
 	"qmail/internal/role/remote"
 	"qmail/internal/role/rspawn"
@@ -59,6 +61,8 @@ var programs = []program{
 	{"qmail-init", home.Main, false, "make a home"},
 	{"qmail-start", super.Main, false, "run everything"},
 	{"qmail-smtpd", smtpd.Main, true, "receive mail by SMTP"},
+	{"qmail-qmtpd", qmtpd.Main, true, "receive mail by QMTP"},
+	{"qmail-qmqpd", qmqpd.Main, true, "receive mail by QMQP from trusted machines"},
 	{"qmail-send", send.Main, false, "keep the queue and decide who is tried when"},
 	{"qmail-lspawn", lspawn.Main, true, "start deliveries to users"},
 	{"qmail-local", local.Main, false, "deliver to a user"},
@@ -89,8 +93,7 @@ var absent = []string{
 	"qmail-clean",
 	"forward", "except", "bouncesaying", "condredirect", "preline", "maildirmake", "maildir2mbox", "maildirwatch",
 	"qbiff", "qreceipt", "elq", "pinq", "qail", "splogger", "tcp-env", "dot-forward", "fastforward", "newinclude",
-	"qmail-qmqpd",
-	"qmail-qmtpd", "qmail-qread", "qmail-qstat", "qmail-tcpto", "qmail-tcpok",
+	"qmail-qread", "qmail-qstat", "qmail-tcpto", "qmail-tcpok",
 	"setforward", "setmaillist", "printforward", "printmaillist", "maildirserial", "maildirsmtp", "maildirqmtp",
 	"serialsmtp", "serialqmtp", "setlock",
 }

@@ -122,6 +122,15 @@ func (l *listeners) of(p process) (list []socket, err error) {
 	return list, nil
 }
 
+func (l *listeners) wanted(p process) bool {
+	for _, k := range l.sockets {
+		if names(p.services, k.service) {
+			return true
+		}
+	}
+	return len(p.services) == 0
+}
+
 func (l *listeners) reload() ([]socket, error) {
 	wanted, err := readListen(l.home, l.services)
 	if err != nil {

@@ -40,6 +40,9 @@ func (s *super) run(ctx context.Context, hup, stop <-chan os.Signal) int {
 func (s *super) begin(now time.Time) time.Duration {
 	wait := time.Hour
 	for _, x := range s.seats {
+		if x.child == nil && !x.wanted {
+			continue
+		}
 		if x.child == nil && !now.Before(x.due) {
 			s.launch(x, now)
 		}
@@ -162,7 +165,7 @@ func (s *super) retry(x *seat, why string, now time.Time) {
 // announce says once that all roles are ready.
 func (s *super) announce() {
 	for _, x := range s.seats {
-		if !x.ready {
+		if x.wanted && !x.ready {
 			return
 		}
 	}
@@ -179,8 +182,8 @@ func (s *super) reload() {
 		s.log.Error("keeping the sockets as they are: " + err.Error())
 	}
 	for _, x := range s.seats {
-		if x.child == nil {
-			continue
+		if x.wanted = s.sockets.wanted(x.process); x.child == nil {
+			continue // if it is to run, it gets everything then
 		}
 		if err := hand(x, added); err != nil {
 			s.log.Warn(fmt.Sprintf("qmail-%s cannot be given its new sockets", x.name), "err", err)

@@ -25,6 +25,7 @@ type stage struct {
 	birth  func(a *actor) // what a role does when it starts; by default it is ready at once
 	broken int            // so many starts fail
 	fresh  []socket       // what the next reload finds
+	none   []string       // services without a socket
 	log    bytes.Buffer
 }
 
@@ -81,18 +82,30 @@ func (g *stage) of(p process) (list []socket, err error) {
 		list = append(list, socket{service: "enqueue"})
 	}
 	for _, service := range p.services {
-		list = append(list, socket{service: service})
+		if !slices.Contains(g.none, service) {
+			list = append(list, socket{service: service})
+		}
 	}
 	return list, nil
 }
 
-func (g *stage) reload() ([]socket, error) { return g.fresh, nil }
+func (g *stage) wanted(p process) bool {
+	list, _ := g.of(p)
+	return len(list) > 0 || len(p.services) == 0
+}
+
+func (g *stage) reload() ([]socket, error) {
+	for _, k := range g.fresh {
+		g.none = slices.DeleteFunc(g.none, func(s string) bool { return s == k.service })
+	}
+	return g.fresh, nil
+}
 
 // play runs a supervisor on a stage in virtual time; script gets it once nothing more moves by itself.
 func play(t *testing.T, setUp func(g *stage), script func(g *stage, hup chan<- os.Signal)) (g *stage, code int) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		g = &stage{t: t, began: time.Now(), cast: map[string]*actor{}}
+		g = &stage{t: t, began: time.Now(), cast: map[string]*actor{}, none: []string{"qmtp", "qmqp"}}
 		setUp(g)
 		hup, stop := make(chan os.Signal, 1), make(chan os.Signal, 1)
 		e := &env.Env{Stderr: &g.log}
@@ -313,4 +326,25 @@ func TestReloadReachesEveryRoleAndNewSocketsTheirs(t *testing.T) {
 			}
 		}
 	})
+}
+
+func TestAServerWithoutASocketDoesNotRun(t *testing.T) {
+	setUp := func(g *stage) { g.none = []string{"smtp", "qmtp", "qmqp"} }
+	g, _ := play(t, setUp, func(g *stage, hup chan<- os.Signal) {
+		g.logged(t, "qmail-start: ready\n", 1)
+		g.fresh = []socket{{service: "qmtp"}}
+		pass(time.Second)
+		hup <- os.Interrupt
+		pass(time.Second)
+		if got := strings.Join(g.cast["qmtpd"].orders, ", "); got != "A qmtp, L send" {
+			t.Errorf("qmtpd got %s", got)
+		}
+		g.none, g.fresh = []string{"smtp", "qmtp", "qmqp"}, nil
+		hup <- os.Interrupt
+		pass(time.Second)
+		g.cast["qmtpd"].die(exit{2, "exit status 2"})
+		pass(time.Minute)
+	})
+	g.expect(t, "0 send starts", "0 lspawn starts", "0 rspawn starts", "1 qmtpd starts", "3 qmtpd ends",
+		"63 send ends", "63 lspawn ends", "63 rspawn ends")
 }

@@ -145,6 +145,8 @@ type starter func(p process, ready func(), gone func(exit)) (child, error)
 type sockets interface {
 	// of returns the sockets of a role. The files belong to the caller.
 	of(p process) ([]socket, error)
+	// wanted reports whether a role has a socket, or needs none.
+	wanted(p process) bool
 	// reload reads control/listen again and returns the new sockets. Their files stay where they are.
 	reload() ([]socket, error)
 }
@@ -160,6 +162,7 @@ type event struct {
 type seat struct {
 	process
 	child   child // nil when none is running
+	wanted  bool  // it shall run
 	run     int
 	ready   bool      // this child is
 	settled bool      // a child has once been ready, or was waited for long enough
@@ -184,7 +187,7 @@ type super struct {
 func newSuper(table []process, start starter, l sockets, log *slog.Logger) *super {
 	s := &super{start: start, sockets: l, log: log, events: make(chan event, 64), ended: make(chan struct{})}
 	for _, p := range table {
-		s.seats = append(s.seats, &seat{process: p})
+		s.seats = append(s.seats, &seat{process: p, wanted: l.wanted(p)})
 	}
 	return s
 }

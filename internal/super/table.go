@@ -7,7 +7,7 @@ type process struct {
 	user, group string
 	// links are the roles it talks to over a socket pair. Each pair is named at one of its ends only.
 	links []string
-	// services are the kinds of sockets in control/listen that it serves.
+	// services are the kinds of sockets in control/listen that it serves. It does not run while there are none.
 	services []string
 	// door says that it gets the listening socket queue/enqueue, under the name "enqueue".
 	door bool
@@ -21,4 +21,6 @@ var table = []process{
 	{name: "lspawn", user: "root", group: "qmail", links: []string{"send"}, stop: 2},
 	{name: "rspawn", user: "qmailr", links: []string{"send"}, stop: 2},
 	{name: "smtpd", user: "qmaild", links: []string{"send"}, services: []string{"smtp"}, stop: 0},
+	{name: "qmtpd", user: "qmaild", links: []string{"send"}, services: []string{"qmtp"}, stop: 0},
+	{name: "qmqpd", user: "qmaild", links: []string{"send"}, services: []string{"qmqp"}, stop: 0},
 }

@@ -16,6 +16,9 @@ const (
 // ErrSyntax is what is no QMQP.
 var ErrSyntax = errors.New("qmqp: the client breaks the protocol")
 
+// Broken reports whether err says that what came was no QMQP, rather than too much of it.
+func Broken(err error) bool { return errors.Is(err, ErrSyntax) || errors.Is(err, netstring.ErrSyntax) }
+
 // kind says what an event is about.
 type kind byte
 

@@ -19,6 +19,9 @@ const (
 // ErrSyntax is what is no QMTP.
 var ErrSyntax = errors.New("qmtp: the client breaks the protocol")
 
+// Broken reports whether err says that what came was no QMTP, rather than too much of it.
+func Broken(err error) bool { return errors.Is(err, ErrSyntax) || errors.Is(err, netstring.ErrSyntax) }
+
 // kind says what an event is about.
 type kind byte
 

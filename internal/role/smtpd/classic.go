@@ -40,16 +40,12 @@ func classic(ctx context.Context, e *env.Env) int {
 	queue := inlet.NewOnce(ctx, e)
 	defer queue.Close()
 	refusals := serve.NewRefusals(log)
-	written := make(chan struct{})
-	go func() { defer close(written); refusals.Write() }()
+	defer refusals.Start()()
 	v := server.Server{
 		Settings: func() *server.Config { return &config.Session }, Queue: door{queue}, Now: e.Now,
 		Refused: func(p *server.Peer, command, reply string) { refusals.Note(p.IP, command, reply) },
 	}
-	err = v.Serve(ctx, conn, config.peer(inlet.Peer(e, conn.Remote, conn.Local)))
-	refusals.Close()
-	<-written
-	if err != nil {
+	if err := v.Serve(ctx, conn, config.peer(inlet.Peer(e, conn.Remote, conn.Local))); err != nil {
 		return 1
 	}
 	return 0

@@ -9,18 +9,17 @@ import (
 	"qmail/internal/check/relay"
 	"qmail/internal/format/address"
 	"qmail/internal/format/received"
+	"qmail/internal/proto/inlet"
 	"qmail/internal/proto/smtp/server"
 	"qmail/internal/store/control"
 	"qmail/internal/system/env"
-	"qmail/internal/system/serve"
 )
 
 // Config is what the control files and the environment say. It is replaced whole, never changed.
 type Config struct {
+	inlet.Bounds
 	Session server.Config
 	Me      string // our name in Received
-	Limits  serve.Limits
-	Memory  int64 // bytes that messages coming in may hold
 
 	relay       *relay.Policy
 	relayClient *string // RELAYCLIENT
@@ -28,14 +27,10 @@ type Config struct {
 
 // What holds where no file says otherwise.
 const (
-	maxRecipients  = 1000    // maxrecipients
-	recipientsTop  = 100_000 // a larger maxrecipients means this: the list is in memory
-	maxErrors      = 20
-	maxIdle        = 1000
-	totalSessions  = 2000      // concurrencyincoming
-	clientSessions = 50        // maxperclient
-	memory         = 256 << 20 // maxmemory
-	minMemory      = 1 << 20
+	maxRecipients = 1000    // maxrecipients
+	recipientsTop = 100_000 // a larger maxrecipients means this: the list is in memory
+	maxErrors     = 20
+	maxIdle       = 1000
 
 	timeout     = 1200 * time.Second // timeoutsmtpd
 	commandTime = 5 * time.Minute    // RFC 5321 4.5.3.2.7, and the most that timeoutsmtpd can ask for
@@ -86,30 +81,23 @@ func greeting(dir control.Dir) (string, error) {
 }
 
 func (c *Config) readNumbers(dir control.Dir, e *env.Env) error {
-	var failed error
-	number := func(name string, otherwise, least, most int64) int64 {
-		n, err := dir.Int(name, otherwise)
-		failed = errors.Join(failed, err)
-		return min(max(n, least), most)
-	}
-	const endless = 1 << 62
+	var err1, err2 error
+	c.Bounds, err1 = inlet.LoadBounds(dir)
 	s := &c.Session
-	s.Databytes = number("databytes", 0, 0, endless)
+	s.Databytes, err2 = inlet.Number(dir, "databytes", 0, 0, 1<<62)
 	if value, set := e.Lookup("DATABYTES"); set {
 		s.Databytes, _ = control.ScanInt(value)
 	}
-	s.MaxRecipients = int(number("maxrecipients", maxRecipients, 1, recipientsTop))
-	s.MaxErrors, s.MaxIdle = maxErrors, maxIdle
+	recipients, err3 := inlet.Number(dir, "maxrecipients", maxRecipients, 1, recipientsTop)
+	s.MaxRecipients, s.MaxErrors, s.MaxIdle = int(recipients), maxErrors, maxIdle
 	s.Policy = c
-	patience := time.Duration(number("timeoutsmtpd", int64(timeout/time.Second), 1, int64(time.Hour/time.Second))) * time.Second
+	seconds, err4 := inlet.Number(dir, "timeoutsmtpd", int64(timeout/time.Second), 1, int64(time.Hour/time.Second))
+	patience := time.Duration(seconds) * time.Second
 	s.Limits = server.Limits{
 		Command: min(patience, commandTime), Block: min(patience, blockTime),
 		Transaction: transaction, Grace: min(patience, grace), Rate: leastRate,
 	}
-	c.Limits.Total = int(number("concurrencyincoming", totalSessions, 0, 1<<20))
-	c.Limits.PerClient = int(number("maxperclient", clientSessions, 1, 1<<20))
-	c.Memory = number("maxmemory", memory, minMemory, endless)
-	return failed
+	return errors.Join(err1, err2, err3, err4)
 }
 
 // peer makes a session's Peer; whether it may relay is settled here, once.

@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"runtime/debug"
-	"sync"
 	"time"
 
 	"qmail/internal/system/env"
@@ -43,8 +42,7 @@ const (
 // Run serves until an order says stop, or ctx ends.
 func (d *Daemon) Run(ctx context.Context) {
 	d.group = Group{Limits: d.Limits, Handle: d.handle, Refuse: d.refuse, Log: d.Log}
-	var writer sync.WaitGroup
-	writer.Go(d.Refusals.Write)
+	defer d.Refusals.Start()()
 	serving, stop := context.WithCancel(ctx)
 	defer stop()
 	if err := d.Env.Ready(); err != nil {
@@ -56,8 +54,6 @@ func (d *Daemon) Run(ctx context.Context) {
 		d.Log.Warn("sessions in the middle of a message were cut off", "sessions", cut)
 	}
 	d.Connect(nil)
-	d.Refusals.Close()
-	writer.Wait()
 }
 
 // obey carries out orders until one says stop.

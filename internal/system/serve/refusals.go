@@ -22,7 +22,7 @@ const (
 	maxQuoted     = 200 // bytes of a stranger's line
 )
 
-// NewRefusals makes one; somebody has to run Write.
+// NewRefusals makes one; somebody has to Start it.
 func NewRefusals(log *slog.Logger) *Refusals {
 	return &Refusals{log: log, lines: make(chan string, refusalBuffer)}
 }
@@ -50,6 +50,13 @@ func RefusalLine(ip, command, answer string) string {
 	}
 	answer, _, _ = strings.Cut(answer, "\r\n")
 	return "refused " + ip + ": " + strconv.QuoteToASCII(command) + ": " + answer
+}
+
+// Start runs Write; the function that it returns ends that.
+func (r *Refusals) Start() (end func()) {
+	written := make(chan struct{})
+	go func() { defer close(written); r.Write() }()
+	return func() { r.Close(); <-written }
 }
 
 // Write logs until Close; its owner runs it in a goroutine.

@@ -1,0 +1,130 @@
+// Package qmtpd is qmail-qmtpd: sessions are those of proto/qmtp, who may send where is decided by check/relay, and
+// who has a mailbox by qmail-send's answer to each recipient. Started by the supervisor it is one long-lived
+// process, whose sockets and link to qmail-send come from there; started by hand, by tcpserver, inetd or
+// systemd, it serves the connection on descriptors 0 and 1.
+//
+// Control files: concurrencyincoming, databytes, envnoathost, maxmemory, maxperclient, maxrecipients, me,
+// morercpthosts.cdb, percenthack, rcpthosts, relayclients. All are read at the start, where an error ends the program,
+// and again on a reload, where it keeps what was before. Environment: DATABYTES, QMAILQUEUE, RELAYCLIENT and the
+// variables of tcp-environ(5).
+//
+// Memory is bounded: by concurrencyincoming times what a session holds (some 5 KB, and while a message comes in 32
+// KiB more), and by maxmemory for what sessions have been sent.
+package qmtpd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"sync/atomic"
+
+	"qmail/internal/format/received"
+	"qmail/internal/proto/inlet"
+	"qmail/internal/proto/qmtp"
+	"qmail/internal/system/env"
+	"qmail/internal/system/serve"
+)
+
+// Main runs qmail-qmtpd. It returns 0 when the supervisor said stop or the client has gone away, 100 if the client
+// broke the protocol, 111 for any other trouble.
+func Main(ctx context.Context, e *env.Env, args []string) int {
+	if len(args) != 0 {
+		fmt.Fprintln(e.Stderr, "qmail-qmtpd: usage: qmail-qmtpd (it takes no arguments)")
+		return 100
+	}
+	if e.Orders == nil {
+		return classic(ctx, e)
+	}
+	config, err := ReadConfig(e)
+	if err != nil {
+		fmt.Fprintf(e.Stderr, "qmail-qmtpd: fatal: unable to read controls: %v\n", err)
+		return 111
+	}
+	newRole(e, config).Run(ctx)
+	return 0
+}
+
+// role is the long-lived process with its surroundings.
+type role struct {
+	serve.Daemon
+	config atomic.Pointer[Config]
+	link   inlet.Link
+	server qmtp.Server
+}
+
+func newRole(e *env.Env, config *Config) *role {
+	r := &role{}
+	r.config.Store(config)
+	r.link.Memory = func() int64 { return r.config.Load().Memory }
+	log := e.Log("qmail-qmtpd")
+	r.Daemon = serve.Daemon{
+		Env: e, Log: log, Refusals: serve.NewRefusals(log),
+		Limits:  func() serve.Limits { return r.config.Load().Limits },
+		Session: r.session, Connect: r.link.Connect, Reload: r.reload,
+	}
+	r.server = newServer(&r.link, func() *qmtp.Config { return &r.config.Load().Session }, e, r.Refusals)
+	r.server.Hold = r.link.Hold
+	return r
+}
+
+func newServer(q inlet.Queue, settings func() *qmtp.Config, e *env.Env, refusals *serve.Refusals) qmtp.Server {
+	return qmtp.Server{
+		Settings: settings,
+		Open:     func() (qmtp.Message, error) { return q.Open(nil) },
+		Verify:   q.Verify,
+		Now:      e.Now,
+		Refused:  func(p *qmtp.Peer, what, answer string) { refusals.Note(p.IP, what, answer) },
+	}
+}
+
+// reload takes over changed control files, for sessions and packages to come.
+func (r *role) reload() {
+	config, err := ReadConfig(r.Env)
+	if err != nil {
+		r.Log.Error("unable to read controls; keeping what was before", "err", err)
+		return
+	}
+	r.config.Store(config)
+}
+
+// session holds one.
+func (r *role) session(ctx context.Context, conn net.Conn, client netip.Addr) {
+	config := r.config.Load()
+	from := received.From{Local: config.Me}
+	if client.IsValid() {
+		from.IP = client.String()
+	}
+	r.server.Serve(ctx, conn, config.peer(from, client)) // why it ended is of interest to the client only
+}
+
+// classic serves the connection that tcpserver, inetd or systemd gave us.
+func classic(ctx context.Context, e *env.Env) int {
+	conn, err := serve.NewStdio(e)
+	if err != nil {
+		fmt.Fprintf(e.Stderr, "qmail-qmtpd: fatal: unable to use the connection: %v\n", err)
+		return 111
+	}
+	defer conn.Close()
+	log := (&env.Env{Stderr: conn.Stderr}).Log("qmail-qmtpd")
+	config, err := ReadConfig(e)
+	if err != nil {
+		log.Error("unable to read controls", "err", err)
+		return 111
+	}
+	queue := inlet.NewOnce(ctx, e)
+	defer queue.Close()
+	refusals := serve.NewRefusals(log)
+	defer refusals.Start()()
+	v := newServer(queue, func() *qmtp.Config { return &config.Session }, e, refusals)
+	err = v.Serve(ctx, conn, config.peer(inlet.Peer(e, conn.Remote, conn.Local)))
+	switch {
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrClosedPipe): // it may go whenever it wants
+		return 0
+	case qmtp.Broken(err):
+		return 100
+	}
+	return 111
+}
