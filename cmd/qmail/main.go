@@ -13,28 +13,41 @@ import (
 	"strings"
 	"syscall"
 
+	"qmail/internal/role/bouncesaying"
+	"qmail/internal/role/condredirect"
+	"qmail/internal/role/elq"
+	"qmail/internal/role/except"
+	"qmail/internal/role/forward"
 	"qmail/internal/role/getpw"
 	"qmail/internal/role/home"
 	"qmail/internal/role/inject"
 	"qmail/internal/role/local"
 	"qmail/internal/role/lspawn"
+	"qmail/internal/role/maildir2mbox"
+	"qmail/internal/role/maildirmake"
+	"qmail/internal/role/maildirwatch"
 	"qmail/internal/role/mailsubj"
 	"qmail/internal/role/newmrh"
 	"qmail/internal/role/newu"
 	"qmail/internal/role/pop3d"
 	"qmail/internal/role/popup"
 	"qmail/internal/role/predate"
+	"qmail/internal/role/preline"
 	"qmail/internal/role/pw2u"
+	"qmail/internal/role/qbiff"
 	"qmail/internal/role/qmqpc"
 	"qmail/internal/role/qmqpd"
 	"qmail/internal/role/qmtpd"
+	"qmail/internal/role/qreceipt"
 	"qmail/internal/role/queue"
 	"qmail/internal/role/remote"
 	"qmail/internal/role/rspawn"
 	"qmail/internal/role/send"
 	"qmail/internal/role/sendmail"
+	"qmail/internal/role/setlock"
 	"qmail/internal/role/showctl"
 	"qmail/internal/role/smtpd"
+	"qmail/internal/role/splogger"
 	"qmail/internal/super"
 	"qmail/internal/system/env"
 )
@@ -85,17 +98,29 @@ var programs = []program{
 	{"qmail-newmrh", newmrh.Main, false, "make control/morercpthosts.cdb"},
 	{"qmail-showctl", showctl.Main, false, "show and check the control files, for people"},
 	{"qmail-control", showctl.Control, false, "show and check the control files, for scripts"},
+	{"forward", forward.Main, false, "send mail on from a .qmail file"},
+	{"condredirect", condredirect.Main, false, "send mail on if a program says so"},
+	{"except", except.Main, false, "turn a program's answer around"},
+	{"bouncesaying", bouncesaying.Main, false, "bounce mail with words of one's own"},
+	{"preline", preline.Main, false, "run a program with the lines before the message"},
+	{"maildirmake", maildirmake.Main, false, "make a Maildir"},
+	{"maildir2mbox", maildir2mbox.Main, false, "move mail from a Maildir to an mbox file"},
+	{"maildirwatch", maildirwatch.Main, true, "show what is new in a Maildir"},
+	{"qbiff", qbiff.Main, false, "tell the user of mail"},
+	{"qreceipt", qreceipt.Main, false, "tell the sender that mail has arrived"},
+	{"elq", elq.Elq, false, "read mail with elm"},
+	{"pinq", elq.Pinq, false, "read mail with pine"},
+	{"qail", elq.Qail, false, "read mail with Mail"},
+	{"splogger", splogger.Main, false, "give lines to syslog"},
+	{"setlock", setlock.Main, false, "run a program that holds a lock"},
 }
 
 // absent are the classic programs that are not in this version. They exit 111, so that whoever calls one tries
 // again later instead of losing mail.
 var absent = []string{
-	"qmail-clean",
-	"forward", "except", "bouncesaying", "condredirect", "preline", "maildirmake", "maildir2mbox", "maildirwatch",
-	"qbiff", "qreceipt", "elq", "pinq", "qail", "splogger", "tcp-env", "dot-forward", "fastforward", "newinclude",
-	"qmail-qread", "qmail-qstat", "qmail-tcpto", "qmail-tcpok",
-	"setforward", "setmaillist", "printforward", "printmaillist", "maildirserial", "maildirsmtp", "maildirqmtp",
-	"serialsmtp", "serialqmtp", "setlock",
+	"qmail-clean", "tcp-env", "dot-forward", "fastforward", "newinclude", "qmail-qread", "qmail-qstat", "qmail-tcpto",
+	"qmail-tcpok", "setforward", "setmaillist", "printforward", "printmaillist", "maildirserial", "maildirsmtp",
+	"maildirqmtp", "serialsmtp", "serialqmtp",
 }
 
 func main() {

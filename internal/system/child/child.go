@@ -67,6 +67,25 @@ func Start(argv, vars []string, files ...*os.File) (*os.Process, error) {
 	return nil, &RunError{argv[0], failed}
 }
 
+// Exec becomes argv, found as Start finds it, with the descriptors that we have. It returns only if that fails; the
+// error is a *RunError.
+func Exec(argv, vars []string) error {
+	failed := error(syscall.ENOENT)
+	for _, path := range candidates(argv[0], vars) {
+		err := syscall.Exec(path, argv, vars)
+		if errors.Is(err, syscall.ENOEXEC) {
+			err = syscall.Exec("/bin/sh", append([]string{"/bin/sh", path}, argv[1:]...), vars)
+		}
+		if !errors.Is(err, syscall.ENOENT) && !errors.Is(err, syscall.ENOTDIR) {
+			failed = err
+			if !errors.Is(err, syscall.EACCES) {
+				break
+			}
+		}
+	}
+	return &RunError{argv[0], failed}
+}
+
 // candidates are the paths under which a program may be.
 func candidates(name string, vars []string) []string {
 	if strings.Contains(name, "/") {
