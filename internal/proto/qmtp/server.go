@@ -227,9 +227,7 @@ func (s *session) step(e event) {
 	case body:
 		s.body(e.bytes)
 	case sender:
-		if s.delivery.sender(e); s.delivery.failure == errSender {
-			s.tell(string(e.bytes), errSender.Text)
-		}
+		s.delivery.sender(e)
 	case recipient:
 		s.recipient(e)
 	case packageEnd:
