@@ -30,7 +30,7 @@ func (c *core) bounce(ctx context.Context, id queue.ID, e *envelope.Envelope, f 
 	sender, recipient, ok := bounce.Envelope(e.Sender, c.config.DoubleBounce)
 	if !ok {
 		c.log.TripleBounce(uint64(id))
-		c.batch.Closes = append(c.batch.Closes, queue.Close{ID: id, Recipients: append(f.bounced, f.expired...), Outcome: queue.Dropped})
+		c.batch.Closes = append(c.batch.Closes, queue.Close{ID: id, Recipients: f.recipients(), Outcome: queue.Dropped})
 		c.end(id)
 		return
 	}
@@ -44,6 +44,7 @@ func (c *core) bounce(ctx context.Context, id queue.ID, e *envelope.Envelope, f 
 	})
 	c.flush() // what this message's last job closed goes first
 	c.bouncing++
+	f.writing = true
 	go func() {
 		c.injecting <- struct{}{}
 		defer func() { <-c.injecting }()
@@ -121,6 +122,9 @@ func piecesOf(body queue.Body) ([][]byte, error) {
 // injectedBounce goes on when a bounce is in the queue; one that could not be put there is tried again later.
 func (c *core) injectedBounce(ctx context.Context, e injected) {
 	c.bouncing--
+	if f := c.failures[e.of]; f != nil {
+		f.writing = false
+	}
 	if e.err != nil {
 		c.log.Warning("trouble injecting bounce message, will try later")
 		c.slog.Warn("unable to queue a bounce", "msg", e.of, "err", e.err)
@@ -136,22 +140,4 @@ func (c *core) injectedBounce(ctx context.Context, e injected) {
 	c.log.New(uint64(e.id))
 	c.log.Info(uint64(e.id), e.size, e.bounce.Sender, e.bounce.QP, e.bounce.UID)
 	c.add(e.id, e.bounce, e.bounce.Birth)
-}
-
-// add keeps what the bounce will say of a failed recipient. Once there is very much of it, only the addresses
-// and the first line of each report are kept.
-func (f *failure) add(recipient, text string) {
-	if len(f.paragraphs) > maxParagraphs {
-		text = firstLine(text)
-	}
-	f.paragraphs = bounce.AppendFailure(f.paragraphs, recipient, text)
-}
-
-func firstLine(text string) string {
-	for i := 0; i < len(text); i++ {
-		if text[i] == '\n' {
-			return text[:i+1]
-		}
-	}
-	return text
 }

@@ -27,8 +27,6 @@ const (
 	systemTrouble = 123 * time.Second
 	// maxEnvelopes bounds the envelopes kept in memory, in bytes.
 	maxEnvelopes = 64 << 20
-	// maxParagraphs bounds the failure texts kept for one message, in bytes; beyond it only addresses are.
-	maxParagraphs = 4 << 20
 )
 
 // core is qmail-send's one mind: a goroutine that takes events in order, moves the schedule on, gives out jobs
@@ -51,7 +49,7 @@ type core struct {
 	bouncing  int           // bounces on their way into the queue
 	injecting chan struct{} // holds a token for each bounce that is being written
 	timers    []timer
-	batch     queue.Batch // closes and notes of this turn
+	batch     queue.Batch // closes, notes, fails and holds of this turn
 
 	remote    *worker
 	spawner   *lookup.Client
@@ -81,13 +79,6 @@ type delivery struct {
 	worker   *worker
 	lost     bool
 	verify   *verification // instead of all above: nobody is delivered to
-}
-
-// failure collects what the sender of a message will have to be told.
-type failure struct {
-	paragraphs []byte
-	bounced    []uint32
-	expired    []uint32
 }
 
 // timer is something to be done again later.
@@ -229,7 +220,7 @@ func (c *core) apply(ctx context.Context, event any) {
 
 // flush writes what this turn closed and put off.
 func (c *core) flush() {
-	if len(c.batch.Closes) == 0 && len(c.batch.Notes) == 0 {
+	if len(c.batch.Closes)+len(c.batch.Notes)+len(c.batch.Fails)+len(c.batch.Holds) == 0 {
 		return
 	}
 	c.store.Write(c.batch)
@@ -281,7 +272,7 @@ func (c *core) message(id queue.ID, e *envelope.Envelope, birth time.Time) sched
 }
 
 // restore puts a message that was in the queue before we started into the schedule.
-func (c *core) restore(entry *queue.Entry) error {
+func (c *core) restore(ctx context.Context, entry *queue.Entry) error {
 	if entry.Envelope == nil {
 		c.slog.Error("message is damaged and will not be tried", "msg", entry.ID)
 		return nil
@@ -293,6 +284,7 @@ func (c *core) restore(entry *queue.Entry) error {
 		to := c.config.Routes.Rewrite(entry.Envelope.Recipients[open.Recipient])
 		m.Recipients[i] = schedule.Recipient{Index: open.Recipient, Channel: to.Channel, Destination: to.Destination, Next: open.Next}
 	}
+	c.restoreFailures(ctx, entry)
 	c.schedule(m)
 	return nil
 }
@@ -447,7 +439,11 @@ func (c *core) result(d *delivery, i int, text string) {
 		c.close(id, recipient, queue.Delivered)
 	case 'D':
 		c.log.Failure(d.first+uint64(i), text[1:])
-		c.fail(d, recipient, d.targets[i], text[1:], expired)
+		outcome := queue.Bounced
+		if expired {
+			outcome = queue.Expired
+		}
+		c.fail(id, recipient, d.targets[i], text[1:], outcome)
 	default:
 		c.log.Deferral(d.first+uint64(i), text[1:])
 		d.contact = max(d.contact, contact(text))
@@ -487,22 +483,6 @@ func (c *core) close(id queue.ID, recipient uint32, outcome queue.Outcome) {
 		}
 	}
 	c.batch.Closes = append(c.batch.Closes, queue.Close{ID: id, Recipients: []uint32{recipient}, Outcome: outcome})
-}
-
-// fail remembers a failed recipient for the bounce. In the queue it stays open until the bounce is there.
-func (c *core) fail(d *delivery, recipient uint32, target, text string, expired bool) {
-	id := queue.ID(d.job.Message)
-	f := c.failures[id]
-	if f == nil {
-		f = &failure{}
-		c.failures[id] = f
-	}
-	if expired {
-		f.expired = append(f.expired, recipient)
-	} else {
-		f.bounced = append(f.bounced, recipient)
-	}
-	f.add(c.config.Routes.Strip(target), text)
 }
 
 // over ends a job.

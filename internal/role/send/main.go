@@ -135,7 +135,7 @@ func (s *Server) Run(ctx context.Context) error {
 	defer cancel()
 	s.core = newCore(s.Store, s.Config, s.Now, s.Log, sendlog.NewWriter(s.Out))
 	s.door = newDoor(ctx, s.core, s.Store, s.Now, s.Log)
-	if err := s.Store.Scan(s.core.restore); err != nil {
+	if err := s.Store.Scan(func(e *queue.Entry) error { return s.core.restore(ctx, e) }); err != nil {
 		return fmt.Errorf("unable to read the queue: %w", err)
 	}
 	s.wg.Go(func() { s.core.run(ctx) })
