@@ -111,7 +111,8 @@ func TestRecordings(t *testing.T) {
 		})
 	}
 	for name := range different {
-		if !used[name] {
+		family, _, _ := strings.Cut(name, "-")
+		if _, err := os.Stat("testdata/" + family + ".jsonl"); err == nil && !used[name] {
 			t.Errorf("%s is no case", name)
 		}
 	}
