@@ -1,4 +1,4 @@
-# What there is to do: build install demo run test check bench fuzz clean.
+# What there is to do: build install demo run test vectors check bench fuzz clean.
 #
 # build, install, demo and run need Go and make. What the others need besides is looked for, and as root installed
 # from Debian's packages (scripts/tools).
@@ -15,7 +15,7 @@ FUZZTIME ?= 10s
 
 export CGO_ENABLED = 0
 
-.PHONY: build install demo run test check bench fuzz clean
+.PHONY: build install demo run test vectors check bench fuzz clean
 
 build: $(BIN)/.links
 
@@ -49,6 +49,12 @@ test:
 	@scripts/tools useradd:passwd
 	$(GO) vet ./...
 	$(GO) test ./...
+
+# What the original did, against what we do. VECTORS is a directory of recordings, or some files of them.
+VECTORS ?= internal/vectors/testdata
+vectors: build
+	$(GO) build -trimpath -buildvcs=false -o $(BIN)/vectors ./cmd/vectors
+	$(BIN)/vectors -bin $(BIN) $(VECTORS)
 
 check:
 	@scripts/tools cc:gcc mandoc:mandoc

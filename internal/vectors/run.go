@@ -38,16 +38,16 @@ var ErrSkip = errors.New("cannot run here")
 
 // result is what a run showed.
 type result struct {
-	exit                   int
-	stdout, stderr         []byte
-	queued, stored         []Queued
-	saw                    [][]*Seen
-	recv, reports          [][]byte
-	tail                   []byte
-	bad                    string // a session that went wrong on its way
-	tree                   map[string][]entry
-	homeFiles              map[string][]byte
-	stdoutSeen, treeWanted bool
+	exit           int
+	stdout, stderr []byte
+	queued, stored []Queued
+	saw            [][]*Seen
+	recv, reports  [][]byte
+	tail           []byte
+	bad            string // a session that went wrong on its way
+	tree           map[string][]entry
+	homeFiles      map[string][]byte
+	stdoutSeen     bool
 }
 
 // run is one case being run.
@@ -246,7 +246,7 @@ func (x *run) setUpFiles() error {
 		var err error
 		switch {
 		case f.Dir:
-			if err = os.MkdirAll(path, 0o755); err == nil {
+			if err = x.mkdir(path, x.uid); err == nil {
 				err = x.own(path, owner)
 			}
 		case f.Link != "":
@@ -279,12 +279,20 @@ func (x *run) own(path string, uid int) error {
 	return os.Lchown(path, uid, uid)
 }
 
+// mkdir makes a directory and those on the way to it, which belong to the owner too.
+func (x *run) mkdir(path string, owner int) error {
+	if _, err := os.Stat(path); err == nil {
+		return nil
+	}
+	if err := x.mkdir(filepath.Dir(path), owner); err != nil {
+		return err
+	}
+	return errors.Join(os.Mkdir(path, 0o755), x.own(path, owner))
+}
+
 func (x *run) write(path string, data []byte, mode os.FileMode, owner int, when time.Time) error {
-	dir := filepath.Dir(path)
-	if _, err := os.Stat(dir); err != nil {
-		if err := errors.Join(os.MkdirAll(dir, 0o755), x.own(dir, owner)); err != nil {
-			return err
-		}
+	if err := x.mkdir(filepath.Dir(path), owner); err != nil {
+		return err
 	}
 	return errors.Join(os.WriteFile(path, data, 0o600), x.own(path, owner), os.Chmod(path, mode), os.Chtimes(path, when, when))
 }

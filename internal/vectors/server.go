@@ -59,9 +59,8 @@ func privilegedServer(c *Case) bool {
 
 // servers are the listening servers of a case.
 type servers struct {
-	list    []*scripted
-	refuses net.Listener // its port is known to refuse
-	once    sync.Once
+	list []*scripted
+	once sync.Once
 }
 
 type scripted struct {
