@@ -18,6 +18,11 @@ type Error struct {
 	Err    error
 }
 
+// ErrInDoubt is the cause of a refusal that may be none: the message was given away, and whoever has it did not
+// answer. To say 4yz then would promise that it will not be delivered; a server closes without a word instead, so
+// that its client knows as little as it does.
+var ErrInDoubt = errors.New("the outcome is not known")
+
 func (e *Error) Error() string {
 	if e.Err != nil {
 		return e.Status + " " + e.Text + ": " + e.Err.Error()

@@ -104,20 +104,25 @@ func (c *Client) forget(stream uint32) {
 	c.mu.Unlock()
 }
 
+// wait returns the answer. Without one the outcome is in doubt.
 func (c *Client) wait(ctx context.Context, stream uint32, ch chan string) (Accepted, error) {
 	select {
 	case report, ok := <-ch:
-		return parse(report, ok)
+		if !ok {
+			return Accepted{}, inDoubt(errGone)
+		}
+		return parse(report)
 	case <-ctx.Done():
 		c.forget(stream)
-		return Accepted{}, &reply.Error{Code: 451, Status: errTimeout.Status, Text: errTimeout.Text, Err: ctx.Err()}
+		return Accepted{}, inDoubt(errTimeout)
 	}
 }
 
-func parse(report string, ok bool) (Accepted, error) {
-	if !ok {
-		return Accepted{}, errGone
-	}
+func inDoubt(e *reply.Error) *reply.Error {
+	return &reply.Error{Code: e.Code, Status: e.Status, Text: e.Text, Err: reply.ErrInDoubt}
+}
+
+func parse(report string) (Accepted, error) {
 	if err := reply.Parse(report); err != nil {
 		return Accepted{}, err
 	}

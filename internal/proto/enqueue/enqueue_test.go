@@ -280,10 +280,10 @@ func TestALostConnectionIsTemporary(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 	conn.Close()
-	if err := <-got; reply.Letter(err) != 'Z' {
+	if err := <-got; reply.Letter(err) != 'Z' || !errors.Is(err, reply.ErrInDoubt) {
 		t.Errorf("%v", err)
 	}
-	if _, err := c.Submit(ctx(t), &envelope.Envelope{}, nil); reply.Letter(err) != 'Z' {
+	if _, err := c.Submit(ctx(t), &envelope.Envelope{}, nil); reply.Letter(err) != 'Z' || errors.Is(err, reply.ErrInDoubt) {
 		t.Errorf("%v", err)
 	}
 }
@@ -299,7 +299,7 @@ func TestTimeoutIsTemporary(t *testing.T) {
 	defer m.block()()
 	short, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	if _, err := c.Submit(short, &envelope.Envelope{}, nil); reply.Letter(err) != 'Z' {
+	if _, err := c.Submit(short, &envelope.Envelope{}, nil); reply.Letter(err) != 'Z' || !errors.Is(err, reply.ErrInDoubt) {
 		t.Errorf("%v", err)
 	}
 }

@@ -1,6 +1,11 @@
 package server
 
-import "time"
+import (
+	"errors"
+	"time"
+
+	"qmail/internal/format/reply"
+)
 
 // message reads a message and puts it into the queue.
 func (c *conversation) message(m Message) (Next, error) {
@@ -29,6 +34,11 @@ func (c *conversation) message(m Message) (Next, error) {
 	}
 	open = false
 	id, err := m.Commit()
+	if errors.Is(err, reply.ErrInDoubt) {
+		c.tell("DATA", "no answer from the queue, and so none to the client")
+		c.flush() // what was said before; if it fails the session ends all the same
+		return Close, err
+	}
 	return c.end(id, err), nil
 }
 

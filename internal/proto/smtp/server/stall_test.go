@@ -2,12 +2,15 @@ package server
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"qmail/internal/format/reply"
 )
 
 // reader collects what a session says, so that it never waits for us to read.
@@ -108,6 +111,23 @@ func TestAClientThatVanishes(t *testing.T) {
 		if len(q.messages) != 0 || inMessage != (q.aborted == 1) {
 			t.Fatalf("after %q: %d queued, %d aborted", whole[:cut], len(q.messages), q.aborted)
 		}
+	}
+}
+
+// TestDoubtIsNotARefusal loses the queue after it was given a message: 4yz would promise that the message will
+// not be delivered, so the client hears nothing at all.
+func TestDoubtIsNotARefusal(t *testing.T) {
+	q := &memoryQueue{commit: &reply.Error{Code: 451, Status: "4.3.0", Text: "unable to reach the queue", Err: reply.ErrInDoubt}}
+	client, done := dial(t.Context(), newServer(q))
+	r := listen(client)
+	if _, err := io.WriteString(client, ehlo+from+to+"DATA\r\nSubject: x\r\n\r\n.\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; !errors.Is(err, reply.ErrInDoubt) {
+		t.Errorf("the session ended with %v", err)
+	}
+	if got := <-r.got; !strings.HasSuffix(got, "\r\n") || !strings.HasPrefix(got[strings.LastIndex(got[:len(got)-2], "\n")+1:], "354 ") {
+		t.Errorf("the last word was %q", got)
 	}
 }
 
