@@ -40,7 +40,7 @@ const usage = "qmail-local: usage: qmail-local [ -nN ] user homedir local dash e
 func Main(ctx context.Context, e *env.Env, args []string) int {
 	syscall.Umask(0o077)
 	if len(args) == 4 && args[0] == "--serve" {
-		env.Settle()
+		env.Settle(2)
 		return serve(ctx, e, newWorker(e, args[1], args[2], args[3]))
 	}
 	return classic(ctx, e, args)

@@ -99,17 +99,18 @@ func Process() (*Env, error) {
 	if err != nil {
 		return nil, fmt.Errorf("orders of the supervisor: %w", err)
 	}
-	Settle()
+	Settle(1)
 	e.Orders = Receive(conn)
 	e.Ready = func() error { return conn.Send('R', 0) }
 	return e, nil
 }
 
-// Settle makes a process one of many that work together for long. It takes at most half of the processors, since
-// the others have the same work to do: on two, a role then never wakes a second thread only to find nothing left,
-// which cost a tenth of all time. And it takes its own name, where the system shows that of the file.
-func Settle() {
-	runtime.GOMAXPROCS(max(1, runtime.GOMAXPROCS(0)/2))
+// Settle makes a process one of many that work together for long. It takes half of the processors, but at least
+// so many, since the others have the same work to do: on two, a role then never wakes a second thread only to find
+// nothing left, which cost a tenth of all time. One that mostly waits for the disk wants two, as a thread in a system
+// call keeps its processor for a while. And it takes its own name, where the system shows that of the file.
+func Settle(least int) {
+	runtime.GOMAXPROCS(max(least, runtime.GOMAXPROCS(0)/2))
 	// The name is for people who look; a process without it works as well.
 	_ = os.WriteFile("/proc/self/comm", []byte(filepath.Base(os.Args[0])), 0)
 }
