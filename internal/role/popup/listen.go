@@ -2,6 +2,7 @@ package popup
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -39,6 +40,8 @@ type config struct {
 	limits  serve.Limits
 }
 
+var errNoProgram = errors.New("control/pop3checkpassword names no program, so nobody could log in")
+
 func readConfig(home string) (*config, error) {
 	dir := control.Open(home)
 	line, _, err := dir.Line("pop3checkpassword")
@@ -46,9 +49,10 @@ func readConfig(home string) (*config, error) {
 		return nil, err
 	}
 	c := &config{program: strings.Fields(line)}
-	if len(c.program) > 0 {
-		c.program = append(c.program, "qmail-pop3d", "Maildir")
+	if len(c.program) == 0 {
+		return nil, errNoProgram
 	}
+	c.program = append(c.program, "qmail-pop3d", "Maildir")
 	if c.host, err = dir.LineOr("me", "localhost"); err != nil {
 		return nil, err
 	}
@@ -67,6 +71,7 @@ type listener struct {
 	config   atomic.Pointer[config]
 	count    atomic.Uint64
 	throttle throttle
+	grace    time.Duration // of sessions when we are told to stop
 }
 
 func listen(ctx context.Context, e *env.Env, args []string) int {
@@ -84,7 +89,7 @@ func listen(ctx context.Context, e *env.Env, args []string) int {
 }
 
 func newListener(e *env.Env, c *config) *listener {
-	l := &listener{}
+	l := &listener{grace: stopGrace}
 	l.config.Store(c)
 	log := e.Log("qmail-popup")
 	l.Daemon = serve.Daemon{
@@ -113,11 +118,6 @@ func (l *listener) reload() {
 // session asks a client who it is, and waits for the program that takes over to end.
 func (l *listener) session(ctx context.Context, conn net.Conn, client netip.Addr) {
 	c := l.config.Load()
-	if len(c.program) == 0 {
-		l.Log.Error("nobody can log in: control/pop3checkpassword is missing")
-		pop3.Refuse(conn, later)
-		return
-	}
 	defer context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Unix(1, 0)) })() // who has not logged in can come again
 	login := &pop3.Login{Banner: fmt.Sprintf("<%d.%d.%d@%s>", os.Getpid(), l.Env.Now().Unix(), l.count.Add(1), c.host)}
 	creds, _, err := pop3.Authorize(ctx, conn, login, pop3.Rules{Total: loginTime})
@@ -154,7 +154,7 @@ func (l *listener) admit(ctx context.Context, c *config, conn net.Conn, creds *p
 	// The program has the connection as well: to end a session is to end it for both.
 	timer := time.AfterFunc(sessionTime, func() { shutdown(file) })
 	defer timer.Stop()
-	defer context.AfterFunc(ctx, func() { timer.Reset(stopGrace) })()
+	defer context.AfterFunc(ctx, func() { timer.Reset(l.grace) })()
 	setBlocking(true, file)
 	refusal := admit(context.WithoutCancel(ctx), c.program, l.vars(conn), creds, banner, file, file, stderr)
 	setBlocking(false, file)
