@@ -10,10 +10,10 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"strconv"
 	"strings"
 	"time"
 
+	"qmail/internal/format/netstring"
 	"qmail/internal/proto/qq"
 	"qmail/internal/store/control"
 	"qmail/internal/system/env"
@@ -96,11 +96,6 @@ type pack struct {
 	envelope []byte // sender and recipients as netstrings
 }
 
-func appendNetstring(dst, text []byte) []byte {
-	dst = append(strconv.AppendInt(dst, int64(len(text)), 10), ':')
-	return append(append(dst, text...), ',')
-}
-
 // readEnvelope reads descriptor 1; unlike qmail-queue's, an envelope cut short is a malformed one.
 func (p *pack) readEnvelope(r *bufio.Reader) int {
 	for first := true; ; first = false {
@@ -127,7 +122,7 @@ func (p *pack) readEnvelope(r *bufio.Reader) int {
 				return qq.CodeBug
 			}
 		}
-		p.envelope = appendNetstring(p.envelope, text[:len(text)-1])
+		p.envelope = netstring.Append(p.envelope, text[:len(text)-1])
 	}
 }
 
@@ -148,10 +143,9 @@ func (p *pack) send(ctx context.Context, to netip.AddrPort) (code int, next bool
 	if err != nil {
 		return qq.CodeRead, false
 	}
-	inner := strconv.AppendInt(nil, p.message.Size(), 10)
-	total := int64(len(inner)) + 1 + p.message.Size() + 1 + int64(len(p.envelope))
-	w.Write(append(strconv.AppendInt(nil, total, 10), ':'))
-	w.Write(append(inner, ':'))
+	size := p.message.Size()
+	w.Write(netstring.AppendLength(nil, netstring.Size(size)+int64(len(p.envelope))))
+	w.Write(netstring.AppendLength(nil, size))
 	if _, err := io.Copy(w, body); err != nil && w.Flush() == nil {
 		return qq.CodeRead, false
 	}
