@@ -46,7 +46,7 @@ run: build $(BIN)/demo
 	$(BIN)/demo -run
 
 test:
-	@scripts/tools useradd:passwd
+	@scripts/tools useradd:passwd tcpserver:ucspi-tcp
 	$(GO) vet ./...
 	$(GO) test ./...
 
@@ -57,7 +57,7 @@ vectors: build
 	$(BIN)/vectors -bin $(BIN) $(VECTORS)
 
 check:
-	@scripts/tools cc:gcc mandoc:mandoc
+	@scripts/tools cc:gcc mandoc:mandoc tcpserver:ucspi-tcp
 	@test -z "$$(gofmt -l cmd internal)" || { gofmt -l cmd internal; echo 'gofmt: the files above are not formatted'; exit 1; }
 	$(GO) vet ./...
 	$(GO) run $(STATICCHECK) ./...
