@@ -24,9 +24,12 @@ const (
 	maxMessages = 1 << 20
 	// staleAfter is how long a file in tmp may lie unread before nobody is writing it any more (maildir(5)).
 	staleAfter = 36 * time.Hour
-	// lookAgain is how often, at most, the directories are read to find where a message has gone.
-	lookAgain = time.Second
-	batch     = 1024
+	// certain is how many times the directories are read before a message that is not there is gone: reading a
+	// directory in which files are renamed may miss some.
+	certain = 3
+	// patience is how often a message is followed that is renamed each time.
+	patience = 20
+	batch    = 1024
 )
 
 // Message is a message of a list.
@@ -46,13 +49,20 @@ func key(name string) string {
 	return k
 }
 
+// ErrBusy is a message that somebody else renames faster than we can follow.
+var ErrBusy = errors.New("maildrop: the message is renamed all the time")
+
 // Drop is an open maildir. It is for one goroutine.
 type Drop struct {
-	dir    *os.File
-	parts  map[string]*os.File
-	moved  map[string]Message // where messages are by now, by key
-	looked time.Time
+	dir   *os.File
+	parts map[string]*os.File
+	scans []scan // the last ones, oldest first, certain of them at most
 }
+
+// scan is where messages were, by key.
+type scan map[string]place
+
+type place struct{ part, name string }
 
 // Open opens the maildir at path. new and cur are opened when they are first needed.
 func Open(path string) (*Drop, error) {
@@ -133,10 +143,30 @@ func (d *Drop) List(now time.Time) ([]Message, error) {
 			return nil, err
 		}
 	}
+	list = once(list)
 	slices.SortFunc(list, func(a, b Message) int {
 		return cmp.Or(a.Time.Compare(b.Time), cmp.Compare(a.Name, b.Name))
 	})
 	return list, nil
+}
+
+// once leaves out what was seen in new, and again in cur, since it was moved between the two looks.
+func once(list []Message) []Message {
+	type identity struct {
+		key string
+		ino uint64
+	}
+	last := make(map[identity]int, len(list))
+	for i, m := range list {
+		last[identity{m.Key(), m.ino}] = i
+	}
+	kept := list[:0]
+	for i, m := range list {
+		if last[identity{m.Key(), m.ino}] == i {
+			kept = append(kept, m)
+		}
+	}
+	return kept
 }
 
 // at does something to a message where it is, or, should it have moved, where it is by now. m follows it.
@@ -146,49 +176,84 @@ func (d *Drop) at(m *Message, do func(dir int, name string) error) error {
 		return err
 	}
 	err = do(int(f.Fd()), m.Name)
-	if !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	now, found := d.find(m)
-	if !found {
-		return err
-	}
-	if f, err = d.part(now.Dir); err != nil {
-		return err
-	}
-	if err = do(int(f.Fd()), now.Name); err == nil {
-		m.Dir, m.Name = now.Dir, now.Name
+	for try := 0; errors.Is(err, fs.ErrNotExist); try++ {
+		if try == patience {
+			return ErrBusy
+		}
+		now, found, failed := d.find(m, try > 0)
+		if failed != nil {
+			return failed
+		}
+		if !found {
+			return err
+		}
+		if f, failed = d.part(now.part); failed != nil {
+			return failed
+		}
+		if err = do(int(f.Fd()), now.name); err == nil {
+			m.Dir, m.Name = now.part, now.name
+		}
 	}
 	return err
 }
 
-// find looks for a message that is not where it was.
-func (d *Drop) find(lost *Message) (Message, bool) {
-	if d.moved == nil || time.Since(d.looked) > lookAgain {
-		moved := map[string]Message{}
-		for _, part := range []string{"new", "cur"} {
-			err := d.each(part, func(_ int, name string) bool {
-				m := Message{Dir: part, Name: name}
-				moved[m.Key()] = m
-				return len(moved) < maxMessages
-			})
-			if err != nil {
-				return Message{}, false // the trouble that brought us here is reported
-			}
+// find looks for a message that is not where it was, in the last scan or, if that is no good, a new one. What
+// several scans in a row have not seen is gone: its name does not come back.
+func (d *Drop) find(lost *Message, anew bool) (place, bool, error) {
+	if anew || len(d.scans) == 0 {
+		if err := d.look(); err != nil {
+			return place{}, false, err
 		}
-		d.moved, d.looked = moved, time.Now()
 	}
-	m, ok := d.moved[lost.Key()]
-	if !ok {
-		return Message{}, false
+	for {
+		missing := 0
+		for i := len(d.scans) - 1; i >= 0; i-- {
+			where, ok := d.scans[i][lost.Key()]
+			if ok && d.same(where, lost) {
+				if i == len(d.scans)-1 {
+					return where, true, nil
+				}
+				break
+			}
+			missing++
+		}
+		if missing >= certain {
+			return place{}, false, nil
+		}
+		if err := d.look(); err != nil {
+			return place{}, false, err
+		}
 	}
-	f, err := d.part(m.Dir)
+}
+
+// same tells a message from a different one of its name. What is not there any more may have been it.
+func (d *Drop) same(where place, lost *Message) bool {
+	f, err := d.part(where.part)
 	if err != nil {
-		return Message{}, false
+		return false
 	}
 	var st unix.Stat_t
-	err = unix.Fstatat(int(f.Fd()), m.Name, &st, unix.AT_SYMLINK_NOFOLLOW)
-	return m, err == nil && st.Ino == lost.ino // else a different message of that name
+	err = unix.Fstatat(int(f.Fd()), where.name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	return errors.Is(err, unix.ENOENT) || err == nil && st.Ino == lost.ino
+}
+
+// look reads the directories.
+func (d *Drop) look() error {
+	s := scan{}
+	for _, part := range []string{"new", "cur"} {
+		err := d.each(part, func(_ int, name string) bool {
+			s[key(name)] = place{part, name}
+			return len(s) < maxMessages
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if len(d.scans) == certain {
+		d.scans = append(d.scans[:0], d.scans[1:]...)
+	}
+	d.scans = append(d.scans, s)
+	return nil
 }
 
 // Read opens a message.

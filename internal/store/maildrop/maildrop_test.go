@@ -2,6 +2,7 @@ package maildrop
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -115,6 +116,97 @@ func TestAnotherMessageOfTheSameNameIsLeftAlone(t *testing.T) {
 	must(t, d.Remove(&l[0]))
 	if got := names(list(t, d)); got != "cur/a:2,S" {
 		t.Errorf("left %q", got)
+	}
+}
+
+// TestFlagsThatChangeAllTheTime: whoever changes them, what is removed is removed, and what is read is found.
+func TestFlagsThatChangeAllTheTime(t *testing.T) {
+	var files []string
+	for i := range 60 {
+		files = append(files, fmt.Sprintf("cur/m%d:2,", i))
+	}
+	d, dir := makeDrop(t, files...)
+	over, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for from, to := "", "F"; ; from, to = to, from {
+			for i := range files {
+				select {
+				case <-over:
+					return
+				default:
+					os.Rename(fmt.Sprintf("%s/cur/m%d:2,%s", dir, i, from), fmt.Sprintf("%s/cur/m%d:2,%s", dir, i, to))
+				}
+			}
+		}
+	}()
+	l := list(t, d) // may miss some that are just renamed
+	busy := 0
+	for i := range l {
+		f, err := d.Read(&l[i])
+		if err == nil {
+			f.Close()
+		} else if busy++; !errors.Is(err, ErrBusy) {
+			t.Errorf("read: %v", err)
+		}
+		for {
+			err := d.Remove(&l[i])
+			if err == nil {
+				break
+			}
+			if busy++; !errors.Is(err, ErrBusy) {
+				t.Fatalf("remove: %v", err)
+			}
+		}
+	}
+	close(over)
+	<-done
+	removed := map[string]bool{}
+	for _, m := range l {
+		removed[m.Key()] = true
+	}
+	for _, m := range list(t, d) {
+		if removed[m.Key()] {
+			t.Errorf("%s is still there", m.Name)
+		}
+	}
+	if len(l) < len(files)/2 || busy > len(l) {
+		t.Errorf("%d listed, %d times busy", len(l), busy)
+	}
+}
+
+// TestMassRemoval by somebody else does not make each removal of ours read the whole Maildir.
+func TestMassRemoval(t *testing.T) {
+	var files []string
+	for i := range 2000 {
+		files = append(files, fmt.Sprintf("new/m%d", i))
+	}
+	d, dir := makeDrop(t, files...)
+	l := list(t, d)
+	for _, f := range files {
+		must(t, os.Remove(filepath.Join(dir, f)))
+	}
+	put(t, dir, "cur/last:2,", old)
+	for i := range l {
+		must(t, d.Remove(&l[i]))
+	}
+	for _, s := range d.scans {
+		if len(s) != 1 {
+			t.Errorf("a scan of %d", len(s))
+		}
+	}
+	if len(d.scans) != certain {
+		t.Errorf("%d scans", len(d.scans))
+	}
+}
+
+func TestWhatMovesWhileItIsListedIsListedOnce(t *testing.T) {
+	a := Message{Dir: "new", Name: "a", ino: 1}
+	b := Message{Dir: "cur", Name: "a:2,", ino: 1}
+	link := Message{Dir: "cur", Name: "b:2,", ino: 1}
+	other := Message{Dir: "cur", Name: "a:2,S", ino: 2}
+	if got := names(once([]Message{a, b, link, other})); got != "cur/a:2, cur/b:2, cur/a:2,S" {
+		t.Errorf("%s", got)
 	}
 }
 
