@@ -48,6 +48,7 @@ import (
 	"qmail/internal/role/showctl"
 	"qmail/internal/role/smtpd"
 	"qmail/internal/role/splogger"
+	"qmail/internal/role/tcpenv"
 	"qmail/internal/super"
 	"qmail/internal/system/env"
 )
@@ -112,13 +113,14 @@ var programs = []program{
 	{"pinq", elq.Pinq, false, "read mail with pine"},
 	{"qail", elq.Qail, false, "read mail with Mail"},
 	{"splogger", splogger.Main, false, "give lines to syslog"},
+	{"tcp-env", tcpenv.Main, false, "find out who is at the other end, and run a program"},
 	{"setlock", setlock.Main, false, "run a program that holds a lock"},
 }
 
 // absent are the classic programs that are not in this version. They exit 111, so that whoever calls one tries
 // again later instead of losing mail.
 var absent = []string{
-	"qmail-clean", "tcp-env", "dot-forward", "fastforward", "newinclude", "qmail-qread", "qmail-qstat", "qmail-tcpto",
+	"qmail-clean", "dot-forward", "fastforward", "newinclude", "qmail-qread", "qmail-qstat", "qmail-tcpto",
 	"qmail-tcpok", "setforward", "setmaillist", "printforward", "printmaillist", "maildirserial", "maildirsmtp",
 	"maildirqmtp", "serialsmtp", "serialqmtp",
 }
