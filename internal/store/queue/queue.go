@@ -90,6 +90,9 @@ type Store interface {
 	// the message leaves the queue meanwhile. Its bytes are those accepted, or the error wraps ErrDamaged.
 	Body(ctx context.Context, id ID) (Body, error)
 
+	// Entry is what Scan would tell of one message. Its Envelope is nil if it is damaged.
+	Entry(ctx context.Context, id ID) (*Entry, error)
+
 	// Scan calls f with every message live when Scan began and still so when its turn comes, roughly oldest
 	// first, not exactly in the order of ids. The entry and its Open slice are
 	// f's for that call only; its Envelope may be kept. An error from f ends the scan and is returned. A message

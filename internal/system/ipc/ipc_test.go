@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -243,6 +244,10 @@ func TestLongSocketPaths(t *testing.T) {
 		}
 		if p, err := PeerOf(c); err != nil || p.UID != os.Getuid() || p.PID != os.Getpid() {
 			t.Errorf("%+v %v", p, err)
+		}
+		groups, err := PeerGroups(c)
+		if mine, merr := os.Getgroups(); err != nil || merr != nil || !slices.Equal(groups, mine) {
+			t.Errorf("groups %v %v, want %v", groups, err, mine)
 		}
 		if f, err := New(Unix(c)).Read(); err != nil || string(f.Payload) != "hi" {
 			t.Errorf("%q %v", f.Payload, err)

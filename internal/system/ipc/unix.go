@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -148,6 +149,40 @@ func PeerOf(c *net.UnixConn) (Peer, error) {
 		return Peer{}, cerr
 	}
 	return Peer{int(cred.Uid), int(cred.Gid), int(cred.Pid)}, nil
+}
+
+// maxGroups bounds the groups that a peer may have: Linux has no more.
+const maxGroups = 65536
+
+// PeerGroups asks the kernel for the supplementary groups that the peer had when it connected.
+func PeerGroups(c *net.UnixConn) ([]int, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	list := make([]uint32, 32)
+	for {
+		size := uint32(4 * len(list))
+		var errno unix.Errno
+		err := raw.Control(func(fd uintptr) {
+			_, _, errno = unix.Syscall6(unix.SYS_GETSOCKOPT, fd, unix.SOL_SOCKET, unix.SO_PEERGROUPS,
+				uintptr(unsafe.Pointer(&list[0])), uintptr(unsafe.Pointer(&size)), 0)
+		})
+		switch {
+		case err != nil:
+			return nil, err
+		case errno == unix.ERANGE && size > uint32(4*len(list)) && size <= 4*maxGroups:
+			list = make([]uint32, size/4)
+			continue
+		case errno != 0:
+			return nil, os.NewSyscallError("getsockopt", errno)
+		}
+		groups := make([]int, size/4)
+		for i := range groups {
+			groups[i] = int(list[i])
+		}
+		return groups, nil
+	}
 }
 
 // maxPath is what sun_path holds, less its NUL.

@@ -71,6 +71,20 @@ func (j *Journal) Scan(f func(*queue.Entry) error) error {
 	return nil
 }
 
+// Entry implements queue.Store.
+func (j *Journal) Entry(ctx context.Context, id queue.ID) (*queue.Entry, error) {
+	env, err := j.Envelope(ctx, id)
+	if err != nil && !errors.Is(err, queue.ErrDamaged) {
+		return nil, err
+	}
+	var found *queue.Entry
+	err = j.report(func(e *queue.Entry) error { found = e; return nil }, &queue.Entry{}, id, env)
+	if err == nil && found == nil {
+		err = queue.ErrNotFound
+	}
+	return found, err
+}
+
 // spots lists all live messages in the order of the log.
 func (j *Journal) spots() []spot {
 	j.mu.RLock()

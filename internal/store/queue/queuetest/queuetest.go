@@ -93,7 +93,23 @@ func Entries(t testing.TB, s queue.Store) map[queue.ID]queue.Entry {
 	if err != nil {
 		t.Fatal(err)
 	}
+	for id, want := range all {
+		if got, err := s.Entry(context.Background(), id); err != nil || !reflect.DeepEqual(normal(*got), normal(want)) {
+			t.Errorf("entry %v is %+v %v, scan tells %+v", id, got, err, want)
+		}
+	}
 	return all
+}
+
+// normal is an entry without the difference between an empty and no list.
+func normal(e queue.Entry) queue.Entry {
+	if len(e.Open) == 0 {
+		e.Open = nil
+	}
+	if len(e.Failed) == 0 {
+		e.Failed = nil
+	}
+	return e
 }
 
 // Open lists the open recipients of an entry.
@@ -409,7 +425,10 @@ func testFails(r *rig) {
 	want(nil, queue.Failed{Recipient: 2, Outcome: queue.Bounced, Text: "all"},
 		queue.Failed{Recipient: 3, Outcome: queue.Bounced, Text: "all"}, queue.Failed{Recipient: 4, Outcome: queue.Bounced, Text: "all"})
 	r.wait(queue.Batch{Closes: []queue.Close{{ID: id, Outcome: queue.Bounced}}})
-	r.both(func() { r.is(r.Claim(context.Background(), id), queue.ErrNotFound) })
+	r.both(func() {
+		_, err := r.Entry(context.Background(), id)
+		r.is(err, queue.ErrNotFound)
+	})
 	if Wait(r.Store, queue.Batch{Fails: []queue.Fail{{ID: id, Outcome: queue.Delivered}}}) == nil {
 		r.Error("a failure that delivered")
 	}
