@@ -361,6 +361,8 @@ func TestOnce(t *testing.T) {
 				t.Fatal(err)
 			}
 			direct := tt.script == "none"
+			b.mu.Lock()
+			defer b.mu.Unlock()
 			if want := 2; direct && tt.send && len(b.got) != want || direct && !tt.send && len(dropped) != want || !direct && len(b.got)+len(dropped) != 0 {
 				t.Errorf("%d queued, %d dropped", len(b.got), len(dropped))
 			}

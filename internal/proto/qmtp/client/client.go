@@ -180,7 +180,9 @@ func (c *Conn) write(m *Message, p *pending) error {
 	}
 	head := netstring.AppendLength(make([]byte, 0, 64), m.Size+1)
 	c.out.Write(append(head, '\n'))
-	c.out.Write(m.Head)
+	if _, err := c.out.Write(m.Head); err != nil { // also if that of the length failed
+		return err
+	}
 	if m.Rest != nil {
 		if err := c.copy(m.Rest, m.Size-int64(len(m.Head))); err != nil {
 			if err == ErrUnreadable {
