@@ -36,6 +36,13 @@ type backend struct {
 func (b *backend) NewID() uint64  { b.mu.Lock(); defer b.mu.Unlock(); b.next++; return b.next }
 func (b *backend) Now() time.Time { return time.Unix(1800000000, 0) }
 
+// all is what has arrived, and how often recipients were asked for.
+func (b *backend) all() ([]*enqueue.Arrival, int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.got, b.asked
+}
+
 type spool struct {
 	bytes.Buffer
 	err error
@@ -130,7 +137,8 @@ func TestMessagesOfAllSizes(t *testing.T) {
 			if err != nil {
 				t.Fatalf("%d bytes, late %v: %v", size, late, err)
 			}
-			m := b.got[len(b.got)-1]
+			all, _ := b.all()
+			m := all[len(all)-1]
 			got := m.Body
 			if m.Spool != nil {
 				got = m.Spool.(*spool).Bytes()
@@ -208,8 +216,8 @@ func TestWhatIsKnownIsNotAskedAgain(t *testing.T) {
 			t.Errorf("%s: %v", tt.rcpt, err)
 		}
 	}
-	if b.asked != 4 {
-		t.Errorf("asked %d times", b.asked)
+	if _, asked := b.all(); asked != 4 {
+		t.Errorf("asked %d times", asked)
 	}
 }
 
@@ -361,10 +369,9 @@ func TestOnce(t *testing.T) {
 				t.Fatal(err)
 			}
 			direct := tt.script == "none"
-			b.mu.Lock()
-			defer b.mu.Unlock()
-			if want := 2; direct && tt.send && len(b.got) != want || direct && !tt.send && len(dropped) != want || !direct && len(b.got)+len(dropped) != 0 {
-				t.Errorf("%d queued, %d dropped", len(b.got), len(dropped))
+			got, _ := b.all()
+			if want := 2; direct && tt.send && len(got) != want || direct && !tt.send && len(dropped) != want || !direct && len(got)+len(dropped) != 0 {
+				t.Errorf("%d queued, %d dropped", len(got), len(dropped))
 			}
 		})
 	}
