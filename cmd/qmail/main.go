@@ -15,8 +15,10 @@ import (
 
 	"qmail/internal/role/bouncesaying"
 	"qmail/internal/role/condredirect"
+	"qmail/internal/role/dotforward"
 	"qmail/internal/role/elq"
 	"qmail/internal/role/except"
+	"qmail/internal/role/fastforward"
 	"qmail/internal/role/forward"
 	"qmail/internal/role/getpw"
 	"qmail/internal/role/home"
@@ -27,6 +29,7 @@ import (
 	"qmail/internal/role/maildirmake"
 	"qmail/internal/role/maildirwatch"
 	"qmail/internal/role/mailsubj"
+	"qmail/internal/role/newaliases"
 	"qmail/internal/role/newmrh"
 	"qmail/internal/role/newu"
 	"qmail/internal/role/pop3d"
@@ -44,6 +47,7 @@ import (
 	"qmail/internal/role/rspawn"
 	"qmail/internal/role/send"
 	"qmail/internal/role/sendmail"
+	"qmail/internal/role/setforward"
 	"qmail/internal/role/setlock"
 	"qmail/internal/role/showctl"
 	"qmail/internal/role/smtpd"
@@ -92,7 +96,6 @@ var programs = []program{
 	{"qmail-inject", inject.Main, false, "complete a message and queue it"},
 	{"sendmail", sendmail.Main, false, "send mail as other systems' sendmail does"},
 	{"mailq", sendmail.Mailq, false, "list the queue"},
-	{"newaliases", sendmail.Newaliases, false, "say where aliases are made"},
 	{"datemail", sendmail.Datemail, false, "sendmail with a Date field in the local time"},
 	{"predate", predate.Main, false, "run a program with a Date field before its input"},
 	{"mailsubj", mailsubj.Main, false, "send mail with a subject"},
@@ -115,13 +118,20 @@ var programs = []program{
 	{"splogger", splogger.Main, false, "give lines to syslog"},
 	{"tcp-env", tcpenv.Main, false, "find out who is at the other end, and run a program"},
 	{"setlock", setlock.Main, false, "run a program that holds a lock"},
+	{"dot-forward", dotforward.Main, false, "do what a .forward file says"},
+	{"fastforward", fastforward.Main, false, "forward mail by a table"},
+	{"newaliases", newaliases.Main, false, "make the table of /etc/aliases"},
+	{"newinclude", newaliases.Newinclude, false, "make an included list"},
+	{"setforward", setforward.Main, false, "make a table for fastforward"},
+	{"setmaillist", setforward.Setmaillist, false, "make a list for fastforward"},
+	{"printforward", setforward.Printforward, false, "show a table of fastforward"},
+	{"printmaillist", setforward.Printmaillist, false, "show a list of fastforward"},
 }
 
 // absent are the classic programs that are not in this version. They exit 111, so that whoever calls one tries
 // again later instead of losing mail.
 var absent = []string{
-	"qmail-clean", "dot-forward", "fastforward", "newinclude", "qmail-qread", "qmail-qstat", "qmail-tcpto",
-	"qmail-tcpok", "setforward", "setmaillist", "printforward", "printmaillist", "maildirserial", "maildirsmtp",
+	"qmail-clean", "qmail-qread", "qmail-qstat", "qmail-tcpto", "qmail-tcpok", "maildirserial", "maildirsmtp",
 	"maildirqmtp", "serialsmtp", "serialqmtp",
 }
 

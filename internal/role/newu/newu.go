@@ -13,6 +13,7 @@ import (
 	"qmail/internal/format/cdb"
 	"qmail/internal/store/users"
 	"qmail/internal/system/env"
+	"qmail/internal/system/replace"
 )
 
 // maxAssign bounds users/assign, in bytes.
@@ -36,12 +37,21 @@ func compile(home string) error {
 	if err != nil {
 		return err
 	}
-	temp := filepath.Join(dir, "cdb.tmp")
-	if err := write(temp, assign); err != nil {
-		return err
+	err = replace.File(filepath.Join(dir, "cdb"), filepath.Join(dir, "cdb.tmp"), 0o644, func(f *os.File) error {
+		w := cdb.NewWriter(f)
+		if err := users.Compile(w, assign); err != nil {
+			return err
+		}
+		return w.Close()
+	})
+	if failed, ok := errors.AsType[*replace.Error](err); ok && !errors.Is(err, users.ErrAssign) {
+		return fmt.Errorf("%s: %w", map[replace.Step]string{
+			replace.Open: "unable to open users/cdb.tmp", replace.Write: "unable to write users/cdb.tmp",
+			replace.Move: "unable to move users/cdb.tmp to users/cdb",
+		}[failed.Step], failed.Err)
 	}
-	if err := publish(temp, filepath.Join(dir, "cdb")); err != nil {
-		return fmt.Errorf("unable to move users/cdb.tmp to users/cdb: %w", err)
+	if err != nil {
+		return users.ErrAssign
 	}
 	return nil
 }
@@ -65,46 +75,4 @@ func read(path string) ([]byte, error) {
 		return nil, fmt.Errorf("unable to read users/assign: %w", err)
 	}
 	return b, nil
-}
-
-// write makes the database and syncs it. Everybody may read it, whatever our umask is.
-func write(path string, assign []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
-	if err != nil {
-		return fmt.Errorf("unable to open users/cdb.tmp: %w", err)
-	}
-	defer f.Close()
-	w := cdb.NewWriter(f)
-	err = users.Compile(w, assign)
-	if errors.Is(err, users.ErrAssign) {
-		return errors.Join(err, os.Remove(path))
-	}
-	if err == nil {
-		err = w.Close()
-	}
-	if err == nil {
-		err = f.Chmod(0o644)
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if err == nil {
-		err = f.Close()
-	}
-	if err != nil {
-		return fmt.Errorf("unable to write users/cdb.tmp: %w", err)
-	}
-	return nil
-}
-
-// publish gives a file its final name, durably.
-func publish(temp, path string) error {
-	if err := os.Rename(temp, path); err != nil {
-		return err
-	}
-	d, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

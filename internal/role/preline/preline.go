@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 
 	"qmail/internal/format/errstr"
@@ -32,17 +31,10 @@ func Main(ctx context.Context, e *env.Env, args []string) int {
 		fmt.Fprintf(e.Stderr, "preline: fatal: %s\n", text)
 		return code
 	}
-	r, w, err := os.Pipe()
-	if err != nil {
-		return fatal(child.Later, "unable to create pipe: "+errstr.Text(err))
-	}
-	p, err := child.Start(argv, e.Vars, r, os.Stdout, os.Stderr)
-	r.Close()
+	code, err := child.RunFed(ctx, argv, e.Vars, head, e.Stdin, os.Stdout, os.Stderr)
 	if cannot, ok := errors.AsType[*child.RunError](err); ok {
 		return fatal(cannot.Code(), "unable to run "+argv[0]+": "+errstr.Text(cannot.Err))
 	}
-	go feed(w, head, e.Stdin, func() { p.Kill() }) // it ends with the program, at the latest with us
-	code, err := child.Wait(ctx, p)
 	if err != nil {
 		return fatal(child.Later, err.Error())
 	}
@@ -71,24 +63,4 @@ func prepare(e *env.Env, args []string) (head string, argv []string, ok bool) {
 		}
 	}
 	return head, argv, true
-}
-
-// feed writes the lines and the message. A program that wants no more of it may end; one that would take a
-// message cut short for a whole one is stopped.
-func feed(w io.WriteCloser, head string, message io.Reader, stop func()) {
-	defer w.Close()
-	if _, err := io.WriteString(w, head); err != nil {
-		return
-	}
-	b := make([]byte, 32<<10)
-	for {
-		n, err := message.Read(b)
-		if _, failed := w.Write(b[:n]); failed != nil || err == io.EOF {
-			return
-		}
-		if err != nil {
-			stop()
-			return
-		}
-	}
 }

@@ -5,6 +5,7 @@ package child
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"strings"
 	"syscall"
@@ -131,4 +132,54 @@ func Run(ctx context.Context, argv, vars []string, files ...*os.File) (code int,
 		return failed.Code(), nil
 	}
 	return Wait(ctx, p)
+}
+
+// RunFed is Run for a program whose input is head and then message. Should that not be readable the program is
+// killed, so that it cannot take a part of a message for all of it.
+func RunFed(ctx context.Context, argv, vars []string, head string, message io.Reader, out, errs *os.File) (code int, err error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return 0, err
+	}
+	p, err := Start(argv, vars, r, out, errs)
+	r.Close()
+	if err != nil {
+		w.Close()
+		return 0, err
+	}
+	go feed(w, head, message, func() { p.Kill() }) // it ends with the program, at the latest with us
+	return Wait(ctx, p)
+}
+
+// feed writes until the program wants no more.
+func feed(w io.WriteCloser, head string, message io.Reader, stop func()) {
+	defer w.Close()
+	if _, err := io.WriteString(w, head); err != nil {
+		return
+	}
+	b := make([]byte, 32<<10)
+	for {
+		n, err := message.Read(b)
+		if _, failed := w.Write(b[:n]); failed != nil || err == io.EOF {
+			return
+		}
+		if err != nil {
+			stop()
+			return
+		}
+	}
+}
+
+// Verdict judges the exit code of a delivery (qmail-command(8)): 'K' done, 'S' done and nothing more is to be done
+// for this message, 'D' never, 'Z' later.
+func Verdict(code int) byte {
+	switch code {
+	case 0:
+		return 'K'
+	case 99:
+		return 'S'
+	case 100, 64, 65, 70, 76, 77, 78, 112:
+		return 'D'
+	}
+	return 'Z'
 }

@@ -7,7 +7,9 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"testing/iotest"
 	"time"
 )
 
@@ -64,5 +66,29 @@ func TestAnEndedContextEndsTheProgram(t *testing.T) {
 	began := time.Now()
 	if _, err := Wait(ctx, p); !errors.Is(err, ErrCrashed) || time.Since(began) > 20*time.Second {
 		t.Errorf("%v after %v", err, time.Since(began))
+	}
+}
+
+func TestRunFed(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	code, err := RunFed(t.Context(), []string{"/bin/sh", "-c", "cat; exit 5"}, nil, "head\n", strings.NewReader("body\n"), w, nil)
+	w.Close()
+	got, _ := io.ReadAll(r)
+	if code != 5 || err != nil || string(got) != "head\nbody\n" {
+		t.Errorf("%d %v %q", code, err, got)
+	}
+	// A program that reads nothing is no trouble, one that gets half a message must not succeed with it.
+	if code, err := RunFed(t.Context(), []string{"/bin/true"}, nil, strings.Repeat("x", 1<<20), strings.NewReader(""), nil, nil); code != 0 || err != nil {
+		t.Errorf("%d %v", code, err)
+	}
+	half := io.MultiReader(strings.NewReader("half"), iotest.ErrReader(io.ErrUnexpectedEOF))
+	if _, err := RunFed(t.Context(), []string{"/bin/sh", "-c", "cat >/dev/null; sleep 60"}, nil, "", half, nil, nil); !errors.Is(err, ErrCrashed) {
+		t.Errorf("half a message: %v", err)
+	}
+	if _, err := RunFed(t.Context(), []string{"/no/such"}, nil, "", half, nil, nil); err == nil {
+		t.Error("ran nothing")
 	}
 }
