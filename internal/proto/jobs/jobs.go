@@ -7,7 +7,8 @@
 //	        b  a body in a file: the descriptor comes with it; o<offset> l<length>
 //	        F  forget the body
 //	        J  a job; stream is the job's number; records below. Its body, if any, has been sent before
-//	worker  R  results: i<recipient's index> then K<text>, Z<text> or D<text>, in pairs
+//	worker  R  results: i<recipient's index> then K<text>, Z<text> or D<text>, then w if who took the message
+//	           took over the recipient's wishes for notices, too
 //	        E  the same, and the job is over; recipients without a result are to be tried later
 //
 // Records of a job: b<body number> F<sender> H<host> D<dash> E<ext> v (verify only: no body, deliver nothing)
@@ -68,6 +69,8 @@ type Job struct {
 type Result struct {
 	Recipient int // index into the job's Recipients
 	Text      string
+	// PassedOn says that who took the message also took over the recipient's wishes for notices (RFC 3461).
+	PassedOn bool
 }
 
 var (
@@ -155,6 +158,9 @@ func appendResults(dst []byte, results []Result) []byte {
 	for _, r := range results {
 		dst = text0.AppendInt(dst, 'i', int64(r.Recipient))
 		dst = appendText(dst, r.Text)
+		if r.PassedOn {
+			dst = text0.Append(dst, 'w', "")
+		}
 	}
 	return dst
 }
@@ -190,7 +196,12 @@ func parseResults(b []byte) ([]Result, error) {
 		if err != nil || letter != 'K' && letter != 'Z' && letter != 'D' || len(value) >= MaxText {
 			return nil, errResults
 		}
-		results = append(results, Result{int(n), string(letter) + string(value)})
+		r := Result{Recipient: int(n), Text: string(letter) + string(value)}
+		if len(b) >= 2 && b[0] == 'w' && b[1] == 0 {
+			r.PassedOn = true
+			b = b[2:]
+		}
+		results = append(results, r)
 	}
 	return results, nil
 }

@@ -94,8 +94,8 @@ func TestJob(t *testing.T) {
 		if err != nil || !bytes.Equal(got, message) || body.Size() != int64(len(message)) || !reflect.DeepEqual(j, want) {
 			t.Errorf("%+v, %d bytes %v", j, len(got), err)
 		}
-		report(Result{1, "Dno such user (#5.1.1)\n"})
-		return []Result{{0, "Kaccepted"}}
+		report(Result{Recipient: 1, Text: "Dno such user (#5.1.1)\n"})
+		return []Result{{Recipient: 0, Text: "Kaccepted"}}
 	})
 	if err := c.Load(3, message); err != nil {
 		t.Fatal(err)
@@ -109,7 +109,7 @@ func TestJob(t *testing.T) {
 	close(goOn)
 	c.Forget(3)
 	h.wait(t, func() bool { return h.over[9] })
-	if got := h.results[9]; !reflect.DeepEqual(got, []Result{{1, "Dno such user (#5.1.1)\n"}, {0, "Kaccepted"}}) {
+	if got := h.results[9]; !reflect.DeepEqual(got, []Result{{Recipient: 1, Text: "Dno such user (#5.1.1)\n"}, {Recipient: 0, Text: "Kaccepted"}}) {
 		t.Errorf("%+v", got)
 	}
 }
@@ -129,7 +129,7 @@ func TestFileBody(t *testing.T) {
 		}
 		got, err := io.ReadAll(body.Reader())
 		read <- fmt.Sprint(string(got), err)
-		return []Result{{0, "K"}}
+		return []Result{{Recipient: 0, Text: "K"}}
 	})
 	if err := c.LoadFile(1, f, 7, 11); err != nil {
 		t.Fatal(err)
@@ -153,7 +153,7 @@ func TestManyJobsAtOnce(t *testing.T) {
 	c, h, _ := start(t, func(_ context.Context, j *Job, _ *Body, _ Report) []Result {
 		var results []Result
 		for i := range j.Recipients {
-			results = append(results, Result{i, "Z" + strings.Repeat(j.Recipients[i], 300)})
+			results = append(results, Result{Recipient: i, Text: "Z" + strings.Repeat(j.Recipients[i], 300)})
 		}
 		return results
 	})
@@ -191,7 +191,7 @@ func TestALostWorkerNamesItsJobs(t *testing.T) {
 }
 
 func TestALyingWorkerIsDropped(t *testing.T) {
-	result := func(i int, text string) []byte { return appendResults(nil, []Result{{i, text}}) }
+	result := func(i int, text string) []byte { return appendResults(nil, []Result{{Recipient: i, Text: text}}) }
 	tests := map[string][]ipc.Message{
 		"a job never given":            {{Kind: kindEnd, Parts: [][]byte{result(0, "K")}}},
 		"a recipient it does not have": {{Kind: kindResults, Parts: [][]byte{result(1, "K")}}},
@@ -261,7 +261,7 @@ func TestALyingSenderIsDropped(t *testing.T) {
 
 func TestReportsAreMadeSafe(t *testing.T) {
 	for in, want := range map[string]string{"": "Z", "x": "Zx", "Ka\x00Zb": "KaZb", strings.Repeat("K", MaxText+5): strings.Repeat("K", MaxText)} {
-		got, err := parseResults(appendResults(nil, []Result{{7, in}}))
+		got, err := parseResults(appendResults(nil, []Result{{Recipient: 7, Text: in}}))
 		if err != nil || len(got) != 1 || got[0].Recipient != 7 || got[0].Text != want {
 			t.Errorf("%.20q became %.60s, %v", in, fmt.Sprint(got), err)
 		}

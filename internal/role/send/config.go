@@ -16,13 +16,20 @@ import (
 type Config struct {
 	Routes       *route.Table
 	Schedule     schedule.Options
-	BounceFrom   string // bouncefrom
-	BounceHost   string // bouncehost
-	DoubleBounce string // doublebounceto@doublebouncehost
+	BounceFrom   string        // bouncefrom
+	BounceHost   string        // bouncehost
+	DoubleBounce string        // doublebounceto@doublebouncehost
+	Me           string        // who reports
+	QSBMF        bool          // bounceformat: bounces are what qmail-send has always sent, and not a multipart/report
+	BounceMax    int64         // bouncemaxbytes: the largest message that goes back whole; 0 means any
+	Warn         time.Duration // warnlifetime: the age at which a sender is told that his mail is late; 0 for never
 }
 
 // maxConcurrency is the highest concurrencylocal or concurrencyremote; more would only fill memory.
 const maxConcurrency = 4000
+
+// maxSeconds bounds times, so that they can be added to others.
+const maxSeconds = 1 << 33
 
 // ReadConfig reads the control files of a home. The error names the file.
 func ReadConfig(home string) (*Config, error) {
@@ -33,7 +40,11 @@ func ReadConfig(home string) (*Config, error) {
 		BounceFrom:   r.lineOr("bouncefrom", "MAILER-DAEMON"),
 		BounceHost:   r.lineOrMe("bouncehost"),
 		DoubleBounce: r.lineOr("doublebounceto", "postmaster") + "@" + r.lineOrMe("doublebouncehost"),
+		QSBMF:        r.qsbmf(),
+		BounceMax:    r.number("bouncemaxbytes", 50000),
+		Warn:         time.Duration(min(r.number("warnlifetime", 0), maxSeconds)) * time.Second,
 	}
+	c.Me = r.lineOr("me", c.BounceHost)
 	if r.err != nil {
 		return nil, r.err
 	}
@@ -92,12 +103,23 @@ func (r *reader) routes() *route.Table {
 
 func (r *reader) schedule() schedule.Options {
 	o := schedule.Defaults()
-	o.Lifetime = time.Duration(min(r.number("queuelifetime", int64(o.Lifetime/time.Second)), 1<<33)) * time.Second
+	o.Lifetime = time.Duration(min(r.number("queuelifetime", int64(o.Lifetime/time.Second)), maxSeconds)) * time.Second
 	for channel, name := range [...]string{schedule.Local: "concurrencylocal", schedule.Remote: "concurrencyremote"} {
 		l := &o.Channels[channel]
 		l.Concurrency = int(min(r.number(name, int64(l.Concurrency)), maxConcurrency))
 	}
 	return o
+}
+
+// qsbmf reads bounceformat.
+func (r *reader) qsbmf() bool {
+	switch format := r.lineOr("bounceformat", "dsn"); {
+	case format == "qsbmf":
+		return true
+	case format != "dsn" && r.err == nil:
+		r.err = fmt.Errorf("control/bounceformat: %q is neither dsn nor qsbmf", format)
+	}
+	return false
 }
 
 func (r *reader) number(name string, otherwise int64) int64 {

@@ -11,6 +11,7 @@ import (
 
 	"qmail/internal/format/address"
 	"qmail/internal/format/bounce"
+	"qmail/internal/format/dsn"
 	"qmail/internal/format/envelope"
 	"qmail/internal/proto/jobs"
 	"qmail/internal/proto/lookup"
@@ -46,8 +47,10 @@ type core struct {
 	lastJob   uint32
 	lastNum   uint64 // the last delivery number in the log
 	failures  map[queue.ID]*failure
-	bouncing  int           // bounces on their way into the queue
-	injecting chan struct{} // holds a token for each bounce that is being written
+	bouncing  int               // notices on their way into the queue
+	injecting chan struct{}     // holds a token for each notice that is being written
+	untold    map[*notice]bool  // deliveries whose senders are still to be told of them
+	warned    map[queue.ID]bool // messages whose senders know that they are late
 	timers    []timer
 	batch     queue.Batch // closes, notes, fails and holds of this turn
 
@@ -73,9 +76,12 @@ type delivery struct {
 	targets  []string // rewritten recipients
 	first    uint64   // their delivery numbers count from here
 	letters  []byte   // what became of each; 0 if not yet known
-	texts    []string // reports of those put off
 	contact  schedule.Contact
-	heard    bool // somebody reported something
+	passedOn []int             // those whose wishes for notices somebody else has taken over, by their place
+	told     []uint32          // delivered, and their sender is to be told
+	news     []dsn.Outcome     // what
+	late     map[uint32]string // put off, and why; kept only where warnings are wanted
+	heard    bool              // somebody reported something
 	worker   *worker
 	lost     bool
 	verify   *verification // instead of all above: nobody is delivered to
@@ -98,6 +104,8 @@ func newCore(store queue.Store, config *Config, now func() time.Time, log *slog.
 		running:   map[uint32]*delivery{},
 		failures:  map[queue.ID]*failure{},
 		injecting: make(chan struct{}, maxInjecting),
+		untold:    map[*notice]bool{},
+		warned:    map[queue.ID]bool{},
 		locals:    map[string]*worker{},
 		accounts:  map[string]account{},
 		verified:  map[string]verdict{},
@@ -211,8 +219,8 @@ func (c *core) apply(ctx context.Context, event any) {
 		c.loaded(ctx, e)
 	case located:
 		c.located(ctx, e)
-	case injected:
-		c.injectedBounce(ctx, e)
+	case queued:
+		c.noticed(ctx, e)
 	case func():
 		e()
 	}
@@ -285,6 +293,7 @@ func (c *core) restore(ctx context.Context, entry *queue.Entry) error {
 		m.Recipients[i] = schedule.Recipient{Index: open.Recipient, Channel: to.Channel, Destination: to.Destination, Next: open.Next}
 	}
 	c.restoreFailures(ctx, entry)
+	c.restoreWarning(entry, &m)
 	c.schedule(m)
 	return nil
 }
@@ -389,6 +398,9 @@ func (c *core) results(ctx context.Context, e jobResults) {
 		if d.verify != nil {
 			d.verify.report = r.Text
 		} else {
+			if r.PassedOn {
+				d.passedOn = append(d.passedOn, r.Recipient)
+			}
 			c.result(d, r.Recipient, r.Text)
 		}
 	}
@@ -436,18 +448,24 @@ func (c *core) result(d *delivery, i int, text string) {
 	switch letter {
 	case 'K':
 		c.log.Success(d.first+uint64(i), text[1:])
-		c.close(id, recipient, queue.Delivered)
+		c.delivered(d, i, text[1:])
 	case 'D':
 		c.log.Failure(d.first+uint64(i), text[1:])
 		outcome := queue.Bounced
 		if expired {
 			outcome = queue.Expired
 		}
-		c.fail(id, recipient, d.targets[i], text[1:], outcome)
+		c.fail(id, d.envelope, recipient, d.targets[i], text[1:], outcome)
 	default:
 		c.log.Deferral(d.first+uint64(i), text[1:])
 		d.contact = max(d.contact, contact(text))
 		c.note(id, recipient, d.job.Next, text[1:])
+		if c.config.Warn > 0 && !c.warned[id] {
+			if d.late == nil {
+				d.late = map[uint32]string{}
+			}
+			d.late[recipient] = text[1:]
+		}
 	}
 }
 
@@ -505,6 +523,8 @@ func (c *core) over(ctx context.Context, number uint32, d *delivery) {
 	}
 	progress, ok := c.done(d.job, d.letters, d.verdict())
 	c.status()
+	c.tell(ctx, d)
+	c.warn(ctx, d)
 	if ok && progress.Finished() {
 		c.finish(ctx, queue.ID(d.job.Message), d.envelope)
 	}
@@ -538,6 +558,7 @@ func (c *core) finish(ctx context.Context, id queue.ID, e *envelope.Envelope) {
 
 func (c *core) end(id queue.ID) {
 	delete(c.failures, id)
+	delete(c.warned, id)
 	c.envelopes.drop(id)
 	c.log.End(uint64(id))
 }
@@ -587,6 +608,7 @@ func (c *core) finishStop() {
 	if c.remote != nil {
 		c.remote.close()
 	}
+	c.giveUpTelling()
 	c.log.Exiting()
 	c.log.Flush()
 	close(c.stopped)

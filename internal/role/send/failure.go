@@ -3,8 +3,10 @@ package send
 import (
 	"context"
 	"strings"
+	"time"
 
-	"qmail/internal/format/bounce"
+	"qmail/internal/format/dsn"
+	"qmail/internal/format/envelope"
 	"qmail/internal/store/queue"
 )
 
@@ -18,22 +20,33 @@ const (
 
 // failure collects what the sender of a message will have to be told.
 type failure struct {
-	paragraphs []byte
-	bounced    []uint32
-	expired    []uint32
-	writing    bool // the bounce is on its way into the queue
+	list    []failedRecipient // in the order in which they failed
+	size    int               // of their texts
+	writing bool              // the bounce is on its way into the queue
+}
+
+// failedRecipient is one of those that the sender has to be told of.
+type failedRecipient struct {
+	index         uint32
+	address, text string // as the sender knows it, and why
+	outcome       queue.Outcome
+	tried         time.Time // zero if that is not known any more
 }
 
 // fail remembers a failed recipient for the bounce, here and in the queue, where it stays open until the bounce is
 // there.
-func (c *core) fail(id queue.ID, recipient uint32, target, text string, outcome queue.Outcome) {
+func (c *core) fail(id queue.ID, e *envelope.Envelope, recipient uint32, target, text string, outcome queue.Outcome) {
+	if !wanted(e, recipient, dsn.Failure) {
+		c.close(id, recipient, outcome)
+		return
+	}
 	f := c.failures[id]
 	if f == nil {
 		f = &failure{}
 		c.failures[id] = f
 	}
 	text = f.cut(text)
-	f.add(recipient, c.config.Routes.Strip(target), text, outcome)
+	f.add(failedRecipient{recipient, c.config.Routes.Strip(target), text, outcome, c.now()})
 	if n := len(c.batch.Fails); n > 0 { // recipients that failed in the same words share a record
 		if last := &c.batch.Fails[n-1]; last.ID == id && last.Outcome == outcome && last.Text == text {
 			last.Recipients = append(last.Recipients, recipient)
@@ -51,7 +64,7 @@ func (c *core) restoreFailures(ctx context.Context, entry *queue.Entry) {
 	f := &failure{}
 	for _, failed := range entry.Failed {
 		to := c.config.Routes.Rewrite(entry.Envelope.Recipients[failed.Recipient])
-		f.add(failed.Recipient, c.config.Routes.Strip(to.Address), failed.Text, failed.Outcome)
+		f.add(failedRecipient{index: failed.Recipient, address: c.config.Routes.Strip(to.Address), text: failed.Text, outcome: failed.Outcome})
 	}
 	c.failures[entry.ID] = f
 	if len(entry.Open) == 0 {
@@ -60,18 +73,14 @@ func (c *core) restoreFailures(ctx context.Context, entry *queue.Entry) {
 	}
 }
 
-func (f *failure) add(recipient uint32, address, text string, outcome queue.Outcome) {
-	if outcome == queue.Expired {
-		f.expired = append(f.expired, recipient)
-	} else {
-		f.bounced = append(f.bounced, recipient)
-	}
-	f.paragraphs = bounce.AppendFailure(f.paragraphs, address, text)
+func (f *failure) add(one failedRecipient) {
+	f.list = append(f.list, one)
+	f.size += len(one.address) + len(one.text)
 }
 
 // cut is what is kept of a report.
 func (f *failure) cut(text string) string {
-	switch n := len(f.paragraphs); {
+	switch n := f.size; {
 	case n > 4*maxParagraphs:
 		return ""
 	case n > maxParagraphs:
@@ -83,6 +92,37 @@ func (f *failure) cut(text string) string {
 
 // recipients are all that failed.
 func (f *failure) recipients() []uint32 {
-	all := make([]uint32, 0, len(f.bounced)+len(f.expired))
-	return append(append(all, f.bounced...), f.expired...)
+	all := make([]uint32, len(f.list))
+	for i, one := range f.list {
+		all[i] = one.index
+	}
+	return all
+}
+
+// outcomes are the failures as a notice tells them.
+func (f *failure) outcomes(e *envelope.Envelope) []dsn.Outcome {
+	all := make([]dsn.Outcome, len(f.list))
+	for i, one := range f.list {
+		all[i] = dsn.Outcome{
+			Recipient: one.address, Original: dsn.OfRecipient(e.RecipientOptions[int(one.index)]).Original,
+			Action: dsn.Failed, Report: one.text, Tried: one.tried,
+		}
+	}
+	return all
+}
+
+// closes end the failed recipients.
+func (f *failure) closes(id queue.ID) (closes []queue.Close) {
+	for _, outcome := range [...]queue.Outcome{queue.Bounced, queue.Expired} {
+		var recipients []uint32
+		for _, one := range f.list {
+			if one.outcome == outcome {
+				recipients = append(recipients, one.index)
+			}
+		}
+		if recipients != nil {
+			closes = append(closes, queue.Close{ID: id, Recipients: recipients, Outcome: outcome})
+		}
+	}
+	return closes
 }

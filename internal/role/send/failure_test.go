@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"qmail/internal/format/bounce"
+	"qmail/internal/format/envelope"
 	"qmail/internal/store/queue"
 	"qmail/internal/system/env"
 )
@@ -85,9 +86,13 @@ func TestFailureTextsAreBounded(t *testing.T) {
 	for i := range uint32(30_000) {
 		text := f.cut(long)
 		kept = append(kept, text)
-		f.add(i, fmt.Sprintf("r%d@far.example", i), text, queue.Bounced)
+		f.add(failedRecipient{index: i, address: fmt.Sprintf("r%d@far.example", i), text: text, outcome: queue.Bounced})
 	}
-	if n := len(f.paragraphs); n > 6*maxParagraphs {
+	var paragraphs []byte
+	for _, o := range f.outcomes(&envelope.Envelope{}) {
+		paragraphs = bounce.AppendFailure(paragraphs, o.Recipient, o.Report)
+	}
+	if n := len(paragraphs); n > 6*maxParagraphs {
 		t.Errorf("%d bytes", n)
 	}
 	if kept[0] != long || kept[2000] != long[:maxBeginning]+"\n" {
@@ -97,7 +102,7 @@ func TestFailureTextsAreBounded(t *testing.T) {
 	for i, text := range kept {
 		again = bounce.AppendFailure(again, fmt.Sprintf("r%d@far.example", i), text)
 	}
-	if string(again) != string(f.paragraphs) {
+	if string(again) != string(paragraphs) {
 		t.Error("a restart would say something else")
 	}
 }

@@ -6,8 +6,8 @@
 // One goroutine (core) has the whole state and never waits; package schedule decides, package
 // queue remembers.
 //
-// Control files: bouncefrom, bouncehost, concurrencylocal, concurrencyremote,
-// doublebouncehost, doublebounceto, envnoathost, locals, me, percenthack, queuelifetime, virtualdomains.
+// Control files: bounceformat, bouncefrom, bouncehost, bouncemaxbytes, concurrencylocal, concurrencyremote,
+// doublebouncehost, doublebounceto, envnoathost, locals, me, percenthack, queuelifetime, virtualdomains, warnlifetime.
 // All are read again on a reload, where an error keeps what was before.
 //
 // Signals: ALRM makes every deferred message due now; HUP and TERM are the supervisor's reload and stop.

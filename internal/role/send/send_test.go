@@ -38,6 +38,8 @@ type house struct {
 	cancel context.CancelFunc
 	client *enqueue.Client
 	log    *lines
+	now    func() time.Time
+	takes  string // the domain whose server takes over wishes for notices
 
 	mu        sync.Mutex
 	deliver   func(recipient string, attempt int) string // what workers report
@@ -94,7 +96,7 @@ var controls = map[string]string{
 
 func newHouse(t *testing.T, files map[string]string) *house {
 	t.Helper()
-	h := &house{t: t, home: t.TempDir(), attempts: map[string]int{}, accounts: map[string]users.Account{}}
+	h := &house{t: t, home: t.TempDir(), attempts: map[string]int{}, accounts: map[string]users.Account{}, now: time.Now}
 	for _, dir := range []string{"control", "queue/drop"} {
 		if err := os.MkdirAll(filepath.Join(h.home, dir), 0o755); err != nil {
 			t.Fatal(err)
@@ -126,7 +128,7 @@ func (h *house) start() {
 	}
 	h.store, h.orders, h.ended, h.log = &failingStore{Store: store}, make(chan env.Order), make(chan error, 1), newLines()
 	h.server = &Server{
-		Home: h.home, Store: h.store, Config: config, Now: time.Now, Orders: h.orders, Out: h.log,
+		Home: h.home, Store: h.store, Config: config, Now: h.now, Orders: h.orders, Out: h.log,
 		Log: slog.New(slog.NewTextHandler(h.log, nil)), Ready: func() error { return nil },
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -211,7 +213,7 @@ func (h *house) worker(channel string) jobs.Handler {
 				h.delivered = append(h.delivered, delivered{channel, j.Sender, r, j.Dash, j.Ext, string(text)})
 			}
 			h.mu.Unlock()
-			results = append(results, jobs.Result{Recipient: i, Text: report})
+			results = append(results, jobs.Result{Recipient: i, Text: report, PassedOn: h.takes != "" && strings.HasSuffix(r, "@"+h.takes)})
 		}
 		return results
 	}
@@ -308,7 +310,7 @@ status: exiting
 }
 
 func TestPermanentFailuresBounceTogether(t *testing.T) {
-	h := newHouse(t, nil)
+	h := newHouse(t, map[string]string{"bounceformat": "qsbmf\n"})
 	h.setDeliver(func(r string, attempt int) string {
 		switch {
 		case strings.HasPrefix(r, "bad"):

@@ -213,6 +213,18 @@ func (w *worker) sendBody(number uint32, body queue.Body) error {
 	return w.client.Load(number, pieces...)
 }
 
+// piecesOf is a small body as slices.
+func piecesOf(body queue.Body) ([][]byte, error) {
+	if b, ok := body.(queue.Bytes); ok {
+		return b.Pieces(), nil
+	}
+	buf := make([]byte, body.Size())
+	if n, err := body.ReadAt(buf, 0); n < len(buf) {
+		return nil, err
+	}
+	return [][]byte{buf}, nil
+}
+
 // release lets go of the body of a job that is over.
 func (w *worker) release(job uint32) {
 	id, ok := w.owner[job]

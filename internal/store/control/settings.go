@@ -27,8 +27,10 @@ type Setting struct {
 func Settings() []Setting {
 	return []Setting{
 		{"badmailfrom", Lines, false, "", "smtpd qmtpd", "senders from whom no mail is taken: user@host or @host"},
+		{"bounceformat", OneLine, false, "dsn", "send", "what bounces are: dsn, a multipart/report with qmail's text in front, or qsbmf, that text alone"},
 		{"bouncefrom", OneLine, false, "MAILER-DAEMON", "send", "the local part from which bounces come"},
 		{"bouncehost", OneLine, true, "bouncehost", "send", "the host from which bounces come"},
+		{"bouncemaxbytes", Number, false, "50000", "send", "the largest message that goes back whole in a bounce, in bytes; 0 is any"},
 		{"concurrencyincoming", Number, false, "2000", "smtpd", "SMTP sessions at a time"},
 		{"concurrencylocal", Number, false, "10", "send", "deliveries on this machine at a time; 0 holds them"},
 		{"concurrencypop3", Number, false, "200", "popup", "POP3 sessions at a time"},
@@ -66,5 +68,6 @@ func Settings() []Setting {
 		{"timeoutremote", Number, false, "1200", "remote rspawn", "seconds in which another machine must answer"},
 		{"timeoutsmtpd", Number, false, "1200", "smtpd", "seconds in which an SMTP client must go on"},
 		{"virtualdomains", Pairs, false, "", "send", "domains whose mail goes to users of this machine: domain:prefix"},
+		{"warnlifetime", Number, false, "0", "send", "the age at which senders are told that their mail is late, in seconds; 0 is never"},
 	}
 }

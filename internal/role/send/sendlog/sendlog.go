@@ -135,6 +135,12 @@ func (w *Writer) Bounce(msg uint64, qp int64) {
 	w.end(strconv.AppendInt(append(b, " qp "...), qp, 10))
 }
 
+// Notice is a notice of another kind ("delay", "delivery"), of which qmail-log(5) does not know.
+func (w *Writer) Notice(kind string, msg uint64, qp int64) {
+	b := number(append(w.buf, kind...), " notice msg ", msg)
+	w.end(strconv.AppendInt(append(b, " qp "...), qp, 10))
+}
+
 // TripleBounce is one that was dropped, since what failed was a double bounce.
 func (w *Writer) TripleBounce(msg uint64) {
 	w.end(number(w.buf, "triple bounce: discarding bounce/", msg))
