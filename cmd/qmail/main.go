@@ -128,11 +128,22 @@ var programs = []program{
 	{"printmaillist", setforward.Printmaillist, false, "show a list of fastforward"},
 }
 
-// absent are the classic programs that are not in this version. They exit 111, so that whoever calls one tries
-// again later instead of losing mail.
-var absent = []string{
-	"qmail-clean", "qmail-qread", "qmail-qstat", "qmail-tcpto", "qmail-tcpok", "maildirserial", "maildirsmtp",
-	"maildirqmtp", "serialsmtp", "serialqmtp",
+// absent are names of other versions of qmail that scripts may call, and what is there instead. They exit 111, so
+// that whoever calls one tries again later instead of losing mail.
+var absent = []struct{ link, instead string }{
+	{"qmail-clean", "qmail-send removes by itself what is done with"},
+	{"qmail-qread", "not in this version"},
+	{"qmail-qstat", "not in this version"},
+	{"qmail-tcpto", "not in this version"},
+	{"qmail-tcpok", "not in this version"},
+	{"maildirserial", "not in this version"},
+	{"maildirsmtp", "not in this version"},
+	{"maildirqmtp", "not in this version"},
+	{"serialsmtp", "not in this version"},
+	{"serialqmtp", "not in this version"},
+	{"qmail-todo", "qmail-send takes new messages by itself, and never waits for them"},
+	{"qmail-upq", "this queue has no older form to be brought up from"},
+	{"qsmhook", "preline does what it did"},
 }
 
 func main() {
@@ -149,7 +160,7 @@ func main() {
 		}
 	}
 	if p.main == nil {
-		fmt.Fprintf(os.Stderr, "%s: not in this version\n", p.link)
+		fmt.Fprintf(os.Stderr, "%s: %s\n", p.link, p.about)
 		os.Exit(exitLater)
 	}
 	os.Exit(run(p, args))
@@ -178,9 +189,9 @@ func find(name string) (program, bool) {
 			return p, true
 		}
 	}
-	for _, link := range absent {
-		if name == link || "qmail-"+name == link {
-			return program{link: link}, true
+	for _, a := range absent {
+		if name == a.link || "qmail-"+name == a.link {
+			return program{link: a.link, about: a.instead}, true
 		}
 	}
 	return program{}, false
@@ -195,8 +206,8 @@ func other(name string) int {
 		for _, p := range programs {
 			fmt.Println(p.link)
 		}
-		for _, link := range absent {
-			fmt.Println(link)
+		for _, a := range absent {
+			fmt.Println(a.link)
 		}
 	case "help", "-h", "--help":
 		usage(os.Stdout)
