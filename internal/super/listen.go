@@ -37,12 +37,13 @@ func (k socket) dup() (socket, error) {
 	return k, nil
 }
 
-// listeners are the sockets of control/listen, and the queue's door.
+// listeners are the sockets of control/listen, and the queue's doors.
 type listeners struct {
 	home     string
 	services []string
+	names    []string // of doors
 	log      *slog.Logger
-	door     *os.File
+	doors    []socket
 	sockets  []socket
 }
 
@@ -53,8 +54,16 @@ func servicesOf(table []process) (all []string) {
 	return all
 }
 
-// doorPath is enqueue.SocketPath, which a test compares; that package is not for root.
-func doorPath(home string) string { return filepath.Join(home, "queue", "enqueue") }
+// doorPath is where a door is. Those who knock know it as enqueue.SocketPath and admin.SocketPath, which a test
+// compares; those packages are not for root.
+func doorPath(home, name string) string { return filepath.Join(home, "queue", name) }
+
+func doorsOf(table []process) (all []string) {
+	for _, p := range table {
+		all = append(all, p.doors...)
+	}
+	return all
+}
 
 // leftover is how long the start waits for sockets that are in use. The roles of a supervisor that was killed die
 // with it, but not in the same moment.
@@ -62,17 +71,10 @@ const leftover = 3 * time.Second
 
 func (l *listeners) open() error {
 	deadline := time.Now().Add(leftover)
-	for answers(doorPath(l.home)) && time.Now().Before(deadline) { // another qmail-send still has the queue
-		time.Sleep(leftover / 100)
-	}
-	door, err := ipc.Listen(doorPath(l.home), 0o666) // who may inject is for qmail-send to say
-	if err != nil {
-		return err
-	}
-	l.door, err = door.File()
-	door.Close()
-	if err != nil {
-		return err
+	for _, name := range l.names {
+		if err := l.openDoor(name, deadline); err != nil {
+			return err
+		}
 	}
 	wanted, err := readListen(l.home, l.services)
 	if err != nil {
@@ -82,6 +84,25 @@ func (l *listeners) open() error {
 	for errors.Is(err, unix.EADDRINUSE) && time.Now().Before(deadline) {
 		time.Sleep(leftover / 100)
 		_, err = l.change(wanted)
+	}
+	return err
+}
+
+// openDoor binds a Unix socket that everybody on this machine may knock at: who may do what there is for the role
+// behind it to say.
+func (l *listeners) openDoor(name string, deadline time.Time) error {
+	path := doorPath(l.home, name)
+	for answers(path) && time.Now().Before(deadline) { // another qmail-send still has the queue
+		time.Sleep(leftover / 100)
+	}
+	door, err := ipc.Listen(path, 0o666)
+	if err != nil {
+		return err
+	}
+	file, err := door.File()
+	door.Close()
+	if err == nil {
+		l.doors = append(l.doors, socket{service: name, file: file})
 	}
 	return err
 }
@@ -96,19 +117,14 @@ func answers(path string) bool {
 }
 
 func (l *listeners) close() {
-	closeFile(l.door)
-	for _, k := range l.sockets {
+	for _, k := range append(l.doors, l.sockets...) {
 		k.file.Close()
 	}
 }
 
 func (l *listeners) of(p process) (list []socket, err error) {
-	ours := l.sockets
-	if p.door {
-		ours = []socket{{service: "enqueue", file: l.door}}
-	}
-	for _, k := range ours {
-		if !p.door && !names(p.services, k.service) {
+	for _, k := range append(l.doors[:len(l.doors):len(l.doors)], l.sockets...) {
+		if k.address == "" && !names(p.doors, k.service) || k.address != "" && !names(p.services, k.service) {
 			continue
 		}
 		if k, err = k.dup(); err != nil {

@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"qmail/internal/proto/admin"
 	"qmail/internal/proto/enqueue"
 	"qmail/internal/system/env"
 	"qmail/internal/system/ipc"
@@ -563,23 +564,27 @@ func TestAHomeThatOthersCouldChangeIsRefused(t *testing.T) {
 }
 
 func TestTheDoorIsWhereInjectorsLookForIt(t *testing.T) {
-	if got, want := doorPath("/home"), enqueue.SocketPath("/home"); got != want {
-		t.Errorf("%s, and injectors look at %s", got, want)
+	for name, want := range map[string]string{"enqueue": enqueue.SocketPath("/home"), "admin": admin.SocketPath("/home")} {
+		if got := doorPath("/home", name); got != want {
+			t.Errorf("%s, and others look at %s", got, want)
+		}
 	}
 	h := newHouse(t)
 	h.start()
 	h.logged("qmail-start: ready\n", 1)
-	info, err := os.Stat(enqueue.SocketPath(h.home))
-	if err != nil || info.Mode() != os.ModeSocket|0o666 {
-		t.Errorf("%v %v", info.Mode(), err)
-	}
-	u, err := ipc.Dial(enqueue.SocketPath(h.home), time.Second)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer u.Close()
-	if line, err := bufio.NewReader(u).ReadString('\n'); err != nil || !strings.HasPrefix(line, "send=") {
-		t.Errorf("at the door is %q %v", line, err)
+	for _, path := range []string{enqueue.SocketPath(h.home), admin.SocketPath(h.home)} {
+		info, err := os.Stat(path)
+		if err != nil || info.Mode() != os.ModeSocket|0o666 {
+			t.Errorf("%v %v", info.Mode(), err)
+		}
+		u, err := ipc.Dial(path, time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer u.Close()
+		if line, err := bufio.NewReader(u).ReadString('\n'); err != nil || !strings.HasPrefix(line, "send=") {
+			t.Errorf("at the door is %q %v", line, err)
+		}
 	}
 }
 

@@ -78,8 +78,8 @@ func (a *actor) order(kind env.Kind, name string, f *os.File) {
 }
 
 func (g *stage) of(p process) (list []socket, err error) {
-	if p.door {
-		list = append(list, socket{service: "enqueue"})
+	for _, name := range p.doors {
+		list = append(list, socket{service: name})
 	}
 	for _, service := range p.services {
 		if !slices.Contains(g.none, service) {
@@ -105,7 +105,7 @@ func (g *stage) reload() ([]socket, error) {
 func play(t *testing.T, setUp func(g *stage), script func(g *stage, hup chan<- os.Signal)) (g *stage, code int) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		g = &stage{t: t, began: time.Now(), cast: map[string]*actor{}, none: []string{"qmtp", "qmqp"}}
+		g = &stage{t: t, began: time.Now(), cast: map[string]*actor{}, none: []string{"qmtp", "qmqp", "pop3"}}
 		setUp(g)
 		hup, stop := make(chan os.Signal, 1), make(chan os.Signal, 1)
 		e := &env.Env{Stderr: &g.log}
@@ -178,7 +178,7 @@ func TestARoleThatIsNotReadyHoldsTheOthersUpForALimitedTime(t *testing.T) {
 func TestEveryRoleGetsItsSocketsAndBothEndsOfALinkAreTold(t *testing.T) {
 	play(t, nothing, func(g *stage, hup chan<- os.Signal) {
 		want := map[string]string{
-			"send":   "A enqueue, L lspawn, L rspawn, L smtpd",
+			"send":   "A enqueue, A admin, L lspawn, L rspawn, L smtpd",
 			"lspawn": "L send",
 			"rspawn": "L send",
 			"smtpd":  "A smtp, L send",
@@ -329,7 +329,7 @@ func TestReloadReachesEveryRoleAndNewSocketsTheirs(t *testing.T) {
 }
 
 func TestAServerWithoutASocketDoesNotRun(t *testing.T) {
-	setUp := func(g *stage) { g.none = []string{"smtp", "qmtp", "qmqp"} }
+	setUp := func(g *stage) { g.none = []string{"smtp", "qmtp", "qmqp", "pop3"} }
 	g, _ := play(t, setUp, func(g *stage, hup chan<- os.Signal) {
 		g.logged(t, "qmail-start: ready\n", 1)
 		g.fresh = []socket{{service: "qmtp"}}
@@ -339,7 +339,7 @@ func TestAServerWithoutASocketDoesNotRun(t *testing.T) {
 		if got := strings.Join(g.cast["qmtpd"].orders, ", "); got != "A qmtp, L send" {
 			t.Errorf("qmtpd got %s", got)
 		}
-		g.none, g.fresh = []string{"smtp", "qmtp", "qmqp"}, nil
+		g.none, g.fresh = []string{"smtp", "qmtp", "qmqp", "pop3"}, nil
 		hup <- os.Interrupt
 		pass(time.Second)
 		g.cast["qmtpd"].die(exit{2, "exit status 2"})

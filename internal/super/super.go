@@ -93,7 +93,7 @@ func prepare(e *env.Env, log *slog.Logger) (s *super, done func(), err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	l := &listeners{home: e.Home, services: servicesOf(table), log: log}
+	l := &listeners{home: e.Home, services: servicesOf(table), names: doorsOf(table), log: log}
 	x, err := newExecutor(e, ids)
 	if err == nil {
 		if err = l.open(); err != nil {

@@ -9,15 +9,15 @@ type process struct {
 	links []string
 	// services are the kinds of sockets in control/listen that it serves. It does not run while there are none.
 	services []string
-	// door says that it gets the listening socket queue/enqueue, under the name "enqueue".
-	door bool
+	// doors are the Unix sockets below queue/ that it listens to, and their names.
+	doors []string
 	// stop is its turn (stopTimes) when all are stopped, from 0: who accepts mail goes first, who delivers it last.
 	stop int
 }
 
 // table is the process table, in the order of starting.
 var table = []process{
-	{name: "send", user: "qmails", door: true, stop: 1},
+	{name: "send", user: "qmails", doors: []string{"enqueue", "admin"}, stop: 1},
 	{name: "lspawn", user: "root", group: "qmail", links: []string{"send"}, stop: 2},
 	{name: "rspawn", user: "qmailr", links: []string{"send"}, stop: 2},
 	{name: "smtpd", user: "qmaild", links: []string{"send"}, services: []string{"smtp"}, stop: 0},

@@ -52,7 +52,8 @@ type core struct {
 	untold    map[*notice]bool  // deliveries whose senders are still to be told of them
 	warned    map[queue.ID]bool // messages whose senders know that they are late
 	timers    []timer
-	batch     queue.Batch // closes, notes, fails and holds of this turn
+	office
+	batch queue.Batch // closes, notes, fails and holds of this turn
 
 	remote    *worker
 	spawner   *lookup.Client
@@ -110,6 +111,7 @@ func newCore(store queue.Store, config *Config, now func() time.Time, log *slog.
 		accounts:  map[string]account{},
 		verified:  map[string]verdict{},
 		verifying: map[string]*verification{},
+		office:    newOffice(),
 		stopped:   make(chan struct{}),
 		wake:      make(chan struct{}, 1),
 	}
@@ -283,6 +285,7 @@ func (c *core) message(id queue.ID, e *envelope.Envelope, birth time.Time) sched
 func (c *core) restore(ctx context.Context, entry *queue.Entry) error {
 	if entry.Envelope == nil {
 		c.slog.Error("message is damaged and will not be tried", "msg", entry.ID)
+		c.damaged[entry.ID] = true
 		return nil
 	}
 	m := c.message(entry.ID, entry.Envelope, entry.Envelope.Birth)
@@ -429,7 +432,6 @@ func (c *core) jobFailed(ctx context.Context, e jobFailed) {
 			c.result(d, i, e.report)
 		} else {
 			c.result(d, i, "Zdelivery process lost, will try again. (#4.3.0)\n")
-			d.letters[i] = 'Z'
 		}
 	}
 	c.over(ctx, e.job, d)
@@ -437,6 +439,11 @@ func (c *core) jobFailed(ctx context.Context, e jobFailed) {
 
 // result takes the report of one recipient.
 func (c *core) result(d *delivery, i int, text string) {
+	text, drop := c.judge(queue.ID(d.job.Message), text)
+	if drop {
+		c.drop(d, i, text)
+		return
+	}
 	letter := text[0]
 	expired := letter == 'Z' && d.job.Dying && !d.lost
 	if expired {
@@ -558,6 +565,7 @@ func (c *core) finish(ctx context.Context, id queue.ID, e *envelope.Envelope) {
 
 func (c *core) end(id queue.ID) {
 	delete(c.failures, id)
+	delete(c.doomed, id)
 	delete(c.warned, id)
 	c.envelopes.drop(id)
 	c.log.End(uint64(id))

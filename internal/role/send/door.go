@@ -144,6 +144,20 @@ func (d *door) network() enqueue.Peer {
 
 // listen serves the enqueue socket until ln is closed.
 func (d *door) listen(ctx context.Context, ln net.Listener) {
+	accept(ctx, ln, d.log, func(u *net.UnixConn) {
+		peer, err := ipc.PeerOf(u)
+		if err != nil {
+			u.Close()
+			return
+		}
+		conn := ipc.New(ipc.Unix(u))
+		conn.SetReadDeadline(time.Now().Add(injectorIdle))
+		go d.serve(conn, enqueue.Peer{UID: peer.UID, PID: peer.PID, How: d.id.how(peer.UID)})
+	})
+}
+
+// accept gives every connection to serve, which must not wait, until ln is closed.
+func accept(ctx context.Context, ln net.Listener, log *slog.Logger, serve func(*net.UnixConn)) {
 	defer context.AfterFunc(ctx, func() { ln.Close() })()
 	pause := 5 * time.Millisecond
 	for {
@@ -152,7 +166,7 @@ func (d *door) listen(ctx context.Context, ln net.Listener) {
 			return
 		}
 		if err != nil { // out of descriptors, most likely
-			d.log.Warn("unable to accept an injector", "err", err)
+			log.Warn("unable to accept a connection", "err", err)
 			select {
 			case <-ctx.Done():
 				return
@@ -167,14 +181,7 @@ func (d *door) listen(ctx context.Context, ln net.Listener) {
 			c.Close()
 			continue
 		}
-		peer, err := ipc.PeerOf(u)
-		if err != nil {
-			c.Close()
-			continue
-		}
-		conn := ipc.New(ipc.Unix(u))
-		conn.SetReadDeadline(time.Now().Add(injectorIdle))
-		go d.serve(conn, enqueue.Peer{UID: peer.UID, PID: peer.PID, How: d.id.how(peer.UID)})
+		serve(u)
 	}
 }
 

@@ -126,6 +126,7 @@ type Server struct {
 
 	core *core
 	door *door
+	desk *desk
 	wg   sync.WaitGroup
 }
 
@@ -135,6 +136,7 @@ func (s *Server) Run(ctx context.Context) error {
 	defer cancel()
 	s.core = newCore(s.Store, s.Config, s.Now, s.Log, sendlog.NewWriter(s.Out))
 	s.door = newDoor(ctx, s.core, s.Store, s.Now, s.Log)
+	s.desk = newDesk(ctx, s.core, s.Store, s.Home, s.Now, s.Log)
 	if err := s.Store.Scan(func(e *queue.Entry) error { return s.core.restore(ctx, e) }); err != nil {
 		return fmt.Errorf("unable to read the queue: %w", err)
 	}
@@ -148,6 +150,7 @@ func (s *Server) Run(ctx context.Context) error {
 	s.obey(ctx, serving)
 	stopServing()
 	s.door.close()
+	s.desk.close()
 	s.core.post(func() { s.core.stop() })
 	select {
 	case <-s.core.stopped:
@@ -177,7 +180,11 @@ func (s *Server) obey(ctx, serving context.Context) {
 		case env.Link:
 			s.link(ctx, o)
 		case env.Listen:
-			s.wg.Go(func() { s.door.listen(serving, o.Listener) })
+			listen := s.door.listen
+			if o.Name == "admin" {
+				listen = s.desk.listen
+			}
+			s.wg.Go(func() { listen(serving, o.Listener) })
 		case env.Reload:
 			s.reload()
 		case alarm:

@@ -99,6 +99,10 @@ type Store interface {
 	// that cannot be read does not end it: its entry comes with a nil Envelope.
 	Scan(f func(*Entry) error) error
 
+	// History calls f with what is still stored about a message, in order, whether it is in the queue or not; that may
+	// be little. The Event is f's for that call only. An error from f ends it and is returned. It may take long.
+	History(ctx context.Context, id ID, f func(*Event) error) error
+
 	// Claim makes this node the one that works on the message: nil, ErrClaimed, or ErrNotFound. On a
 	// single machine every live message is claimed from the start.
 	Claim(ctx context.Context, id ID) error
@@ -231,13 +235,6 @@ type Failed struct {
 	Recipient uint32
 	Outcome   Outcome
 	Text      string
-}
-
-// Historian is a Store that keeps what it was told for a while.
-type Historian interface {
-	// History calls f with what is still stored of a message, in order, whether it is in the queue or not. The Event
-	// is f's for that call only. An error from f ends it and is returned.
-	History(ctx context.Context, id ID, f func(*Event) error) error
 }
 
 // Event is one record about a message; one of the last five is set.

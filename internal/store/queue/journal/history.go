@@ -9,9 +9,7 @@ import (
 	"qmail/internal/store/queue"
 )
 
-var _ queue.Historian = (*Journal)(nil)
-
-// History implements queue.Historian. It looks through all footers, and through the head from its beginning, so it
+// History implements queue.Store. It looks through all footers, and through the head from its beginning, so it
 // costs what an opening costs; nothing waits for it meanwhile.
 func (j *Journal) History(ctx context.Context, id queue.ID, f func(*queue.Event) error) error {
 	j.mu.RLock()
