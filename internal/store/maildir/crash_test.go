@@ -38,7 +38,11 @@ func text(i int) string {
 	return fmt.Sprintf("message %d\n", i) + strings.Repeat("0123456789abcde\n", i*3000)
 }
 
-// story delivers some messages, two of them at once, and returns those that were said to be there.
+// inStory is how many messages story delivers.
+const inStory = 2 + few + 2
+
+// story delivers some messages, alone, two of them at once and many at once, and returns those that were said to
+// be there.
 func story(m *disk.Memory) (delivered []int) {
 	d := deliverer(func(string) (Disk, error) { return memory{m}, nil })
 	one := func(i int) error {
@@ -53,11 +57,9 @@ func story(m *disk.Memory) (delivered []int) {
 		}
 	}
 	note(0)
-	var wg sync.WaitGroup
-	wg.Go(func() { note(1) })
-	wg.Go(func() { note(2) })
-	wg.Wait()
-	note(3)
+	together(d, 2, func(i int) { note(1 + i) })
+	together(d, few, func(i int) { note(3 + i) })
+	note(3 + few)
 	return delivered
 }
 
@@ -96,8 +98,8 @@ func inNew(t *testing.T, m *disk.Memory, when string) map[int]int {
 // whole.
 func TestPowerFailureAtEachOperation(t *testing.T) {
 	whole := newMemory(t)
-	if got := len(story(whole)); got != 4 {
-		t.Fatalf("without trouble %d of 4 are delivered", got)
+	if got := len(story(whole)); got != inStory {
+		t.Fatalf("without trouble %d of %d are delivered", got, inStory)
 	}
 	points := 0
 	for n := newMemory(t).Ops(); n < whole.Ops(); n++ {
@@ -138,7 +140,7 @@ func TestOneFailureAtEachOperation(t *testing.T) {
 			m.Inject(nil)
 			when := fmt.Sprintf("%v at operation %d", cause, n)
 			found := inNew(t, m, when)
-			for i := range 4 {
+			for i := range inStory {
 				want := 0
 				for _, j := range delivered {
 					if i == j {
@@ -161,7 +163,7 @@ func TestOneFailureAtEachOperation(t *testing.T) {
 
 // A disk that lies about its syncs must be caught by these tests, or they prove nothing.
 func TestLiesAreNoticed(t *testing.T) {
-	for _, kind := range []disk.Kind{disk.OpSync, disk.OpSyncDir} {
+	for _, kind := range []disk.Kind{disk.OpSync, disk.OpSyncAll, disk.OpSyncDir} {
 		noticed := false
 		m := newMemory(t)
 		m.Lie(kind)

@@ -3,7 +3,7 @@
 // A delivery makes a file without a name, writes it, syncs it, links it into new/ and syncs new/; only then
 // it has happened. A crash at any point leaves no file in new/ that is not whole. Where the file system has no
 // unnamed files the same is done by way of a name in tmp/. Deliveries into one maildir that wait together
-// share the sync of new/; their own syncs meet in the file system's journal.
+// are finished together: one sync for all files, all links, one sync of new/.
 //
 // All errors are temporary, and none creates a maildir.
 package maildir
@@ -14,6 +14,7 @@ import (
 	"io"
 	"io/fs"
 	"path"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -45,6 +46,7 @@ type Deliverer struct {
 	config Config
 	host   string
 	count  atomic.Uint64
+	each   atomic.Int64 // until then files are synced one by one; nanoseconds since 1970
 
 	mu   sync.Mutex
 	open map[string]*shared
@@ -107,21 +109,7 @@ func (d *Deliverer) Deliver(ctx context.Context, path string, m Message) error {
 	if err := write(ctx, f, m); err != nil {
 		return err
 	}
-	if err := f.Sync(); err != nil {
-		return because(errDisk, err)
-	}
-	if ctx.Err() != nil {
-		return because(errTime, context.Cause(ctx))
-	}
-	name, err := d.link(s.disk, f)
-	if err != nil {
-		return because(errDisk, err)
-	}
-	if err := s.sync(func() error { return s.disk.SyncDir("new") }); err != nil {
-		_ = s.disk.Remove(name) // it will come again; if it stays too, twice is better than never
-		return because(errDisk, err)
-	}
-	return nil
+	return s.join(&delivery{ctx: ctx, file: f}, func(batch []*delivery) { d.finish(s, batch) })
 }
 
 const piece = 64 << 10
@@ -159,15 +147,88 @@ func write(ctx context.Context, f disk.File, m Message) error {
 	return nil
 }
 
+// finish syncs, links and syncs for deliveries that wait together; each gets its error.
+func (d *Deliverer) finish(s *shared, batch []*delivery) {
+	d.syncFiles(s, batch)
+	linked := false
+	for _, x := range batch {
+		if x.err == nil {
+			x.name, x.err = d.link(x.ctx, s.disk, x.file)
+			linked = linked || x.err == nil
+		}
+	}
+	if !linked {
+		return
+	}
+	err := s.disk.SyncDir("new")
+	if err == nil {
+		return
+	}
+	for _, x := range batch {
+		if x.err == nil {
+			_ = s.disk.Remove(x.name) // it will come again; if it stays too, twice is better than never
+			x.err = because(errDisk, err)
+		}
+	}
+}
+
+const (
+	// few is how many files are dearer to sync one by one than all at once: measured on ext4 with 16 and 64 files
+	// of 4 KiB, 0.13 ms of processor time each by fdatasync, 0.06 by syncfs, at the same rate or a better one.
+	few = 4
+	// slow is how long a syncfs may take. One that takes longer has written what strangers left, and for a while
+	// we leave that to them.
+	slow  = 200 * time.Millisecond
+	avoid = time.Minute
+)
+
+// syncFiles makes the bytes of a batch durable.
+func (d *Deliverer) syncFiles(s *shared, batch []*delivery) {
+	began := d.config.Now()
+	if len(batch) >= few && began.UnixNano() >= d.each.Load() {
+		err := s.disk.SyncAll()
+		if !errors.Is(err, errors.ErrUnsupported) {
+			for _, x := range batch {
+				if err != nil {
+					x.err = because(errDisk, err)
+				}
+			}
+			if d.config.Now().Sub(began) > slow {
+				d.each.Store(began.Add(avoid).UnixNano())
+			}
+			return
+		}
+	}
+	var all sync.WaitGroup
+	for _, x := range batch[1:] {
+		all.Go(x.sync)
+	}
+	batch[0].sync()
+	all.Wait()
+}
+
+// sync makes one file durable.
+func (x *delivery) sync() {
+	if err := x.file.Sync(); err != nil {
+		x.err = because(errDisk, err)
+	}
+}
+
 // link gives f a name in new/ that nobody has.
-func (d *Deliverer) link(where disk.FS, f disk.File) (name string, err error) {
+func (d *Deliverer) link(ctx context.Context, where disk.FS, f disk.File) (name string, err error) {
+	if ctx.Err() != nil {
+		return "", because(errTime, context.Cause(ctx))
+	}
 	for range 3 {
 		name = path.Join("new", d.unique())
 		if err = where.Link(f, name); !errors.Is(err, fs.ErrExist) {
 			break
 		}
 	}
-	return name, err
+	if err != nil {
+		return "", because(errDisk, err)
+	}
+	return name, nil
 }
 
 // unique makes a name as maildir(5) wants it: seconds, then microseconds (M), process (P), number of the
@@ -245,37 +306,47 @@ func refusal(err error) error {
 	return because(errDisk, err)
 }
 
-// group lets those who need the same sync share it.
+// group lets deliveries that wait together be finished together.
 type group struct {
-	turn sync.Mutex // held while a sync runs
+	turn sync.Mutex // held while a batch is being finished
 	mu   sync.Mutex
-	next *round
+	next *batch
 }
 
-// round is one sync that has not begun, or its result.
-type round struct {
+// batch is deliveries whose files are written; the first of them sees to all.
+type batch struct {
+	all  []*delivery
 	done chan struct{}
+}
+
+// delivery is one file on its way.
+type delivery struct {
+	ctx  context.Context
+	file disk.File
+	name string // in new/, once it has one
 	err  error
 }
 
-// sync returns the result of a call of do that began after sync was called.
-func (g *group) sync(do func() error) error {
+// join returns what became of x after a call of finish with it and those that came meanwhile.
+func (g *group) join(x *delivery, finish func([]*delivery)) error {
 	g.mu.Lock()
-	r := g.next
-	if r != nil {
+	b := g.next
+	if b != nil {
+		b.all = append(b.all, x)
 		g.mu.Unlock()
-		<-r.done
-		return r.err
+		<-b.done
+		return x.err
 	}
-	r = &round{done: make(chan struct{})}
-	g.next = r
+	b = &batch{all: []*delivery{x}, done: make(chan struct{})}
+	g.next = b
 	g.mu.Unlock()
 	g.turn.Lock()
+	defer g.turn.Unlock()
+	runtime.Gosched() // let those who are about to join do so
 	g.mu.Lock()
 	g.next = nil // who comes from now on is too late for this one
 	g.mu.Unlock()
-	r.err = do()
-	g.turn.Unlock()
-	close(r.done)
-	return r.err
+	finish(b.all)
+	close(b.done)
+	return x.err
 }

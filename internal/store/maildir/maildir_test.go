@@ -302,7 +302,7 @@ func TestDeliveriesThatWaitTogetherShareASync(t *testing.T) {
 			}
 		})
 	}
-	for len(files(t, dir+"/new")) < n { // all linked, and the first sync still held
+	for waiting(d)+len(files(t, dir+"/new")) < n { // all written, and the last sync of the first ones still held
 		time.Sleep(time.Millisecond)
 	}
 	close(hold)
@@ -322,35 +322,109 @@ func TestDeliveriesThatWaitTogetherShareASync(t *testing.T) {
 	}
 }
 
+// waiting is how many deliveries wait for the one that is being finished.
+func waiting(d *Deliverer) (n int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, s := range d.open {
+		s.group.mu.Lock()
+		if s.next != nil {
+			n += len(s.next.all)
+		}
+		s.group.mu.Unlock()
+	}
+	return n
+}
+
+// together runs deliveries that all wait for each other.
+func together(d *Deliverer, n int, deliver func(i int)) {
+	s, err := d.acquire("Maildir")
+	if err != nil {
+		return
+	}
+	s.turn.Lock()
+	var wg sync.WaitGroup
+	var gone atomic.Int64 // those that failed before they could wait
+	for i := range n {
+		wg.Go(func() { deliver(i); gone.Add(1) })
+	}
+	for waiting(d)+int(gone.Load()) < n {
+		time.Sleep(50 * time.Microsecond)
+	}
+	s.turn.Unlock()
+	wg.Wait()
+	d.release(s)
+}
+
 func TestAFailedSyncFailsAllWhoShareIt(t *testing.T) {
-	var g group
-	release, boom := make(chan struct{}), errors.New("boom")
-	first := make(chan error, 1)
-	started := make(chan struct{})
-	go func() { first <- g.sync(func() error { close(started); <-release; return nil }) }()
-	<-started
-	const n = 5
-	results := make(chan error, n)
-	for range n {
-		go func() { results <- g.sync(func() error { return boom }) }()
-	}
-	for { // one of them leads the next round
-		g.mu.Lock()
-		waiting := g.next != nil
-		g.mu.Unlock()
-		if waiting {
-			break
+	for _, kind := range []disk.Kind{disk.OpSync, disk.OpSyncAll, disk.OpSyncDir} {
+		for _, n := range []int{1, few - 1, few, 10} {
+			m := newMemory(t)
+			d := deliverer(func(string) (Disk, error) { return memory{m}, nil })
+			m.Inject(func(o disk.Op) error {
+				if o.Kind == kind {
+					return syscall.EIO
+				}
+				return nil
+			})
+			var failed atomic.Int64
+			together(d, n, func(i int) {
+				if d.Deliver(t.Context(), "Maildir", Message{Head: []byte("x")}) != nil {
+					failed.Add(1)
+				}
+			})
+			want := n
+			if kind == disk.OpSync && n >= few || kind == disk.OpSyncAll && n < few { // the other way was taken
+				want = 0
+			}
+			if got := int(failed.Load()); got != want {
+				t.Errorf("%s fails, %d together: %d failed, want %d", kind, n, got, want)
+			}
+			m.Inject(nil)
+			if names, err := m.ReadDir("new"); err != nil || len(names) != n-want {
+				t.Errorf("%s fails, %d together: %d files in new/, %v", kind, n, len(names), err)
+			}
 		}
-		time.Sleep(time.Millisecond)
 	}
-	close(release)
-	if err := <-first; err != nil {
-		t.Errorf("the first round: %v", err)
-	}
-	for range n {
-		if err := <-results; err != boom {
-			t.Errorf("a later round: %v", err)
+}
+
+func TestASlowSyncOfAllIsAvoidedForAWhile(t *testing.T) {
+	m := newMemory(t)
+	d := deliverer(func(string) (Disk, error) { return memory{m}, nil })
+	now := time.Unix(1700000000, 0)
+	var mu sync.Mutex
+	d.config.Now = func() time.Time { mu.Lock(); defer mu.Unlock(); return now }
+	took := 2 * slow
+	all := 0
+	m.Inject(func(o disk.Op) error {
+		if o.Kind == disk.OpSyncAll {
+			mu.Lock()
+			defer mu.Unlock()
+			all++
+			now = now.Add(took)
 		}
+		return nil
+	})
+	round := func() {
+		together(d, few, func(int) {
+			if err := d.Deliver(t.Context(), "Maildir", Message{Head: []byte("x")}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	round()
+	round()
+	if all != 1 {
+		t.Errorf("%d syncs of all; the second was to be avoided", all)
+	}
+	mu.Lock()
+	now = now.Add(avoid)
+	took = 0
+	mu.Unlock()
+	round()
+	round()
+	if all != 3 {
+		t.Errorf("%d syncs of all; after a while it was to be tried again, and to be kept", all)
 	}
 }
 

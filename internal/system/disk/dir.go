@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -21,6 +22,8 @@ import (
 type Dir struct {
 	root  *os.File
 	temps atomic.Uint64 // names for Temp where O_TMPFILE is missing
+	once  sync.Once
+	whole bool // SyncAll can be relied on; of once
 }
 
 // OpenDir opens a directory as a disk.
@@ -193,6 +196,36 @@ func (d *Dir) SyncDir(name string) error {
 	}
 	err = f.OS().Sync()
 	return errors.Join(err, f.Close())
+}
+
+// SyncAll implements FS by syncfs, where the kernel reports failed writes by it (Linux 5.8) and on the file systems
+// that are known to do as it says.
+func (d *Dir) SyncAll() error {
+	d.once.Do(func() { d.whole = syncfsWorks(d.fd()) })
+	if !d.whole {
+		return errors.ErrUnsupported
+	}
+	return d.do("syncfs", ".", func() error { return unix.Syncfs(d.fd()) })
+}
+
+func syncfsWorks(fd int) bool {
+	var name unix.Utsname
+	if unix.Uname(&name) != nil {
+		return false
+	}
+	var major, minor int
+	if n, _ := fmt.Sscanf(unix.ByteSliceToString(name.Release[:]), "%d.%d", &major, &minor); n != 2 || major < 5 || major == 5 && minor < 8 {
+		return false
+	}
+	var st unix.Statfs_t
+	if unix.Fstatfs(fd, &st) != nil {
+		return false
+	}
+	switch int64(st.Type) {
+	case unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC:
+		return true
+	}
+	return false
 }
 
 // file is a File of Dir.

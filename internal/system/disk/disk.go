@@ -1,7 +1,7 @@
 // Package disk is the file operations that durable storage needs, and nothing else, in two forms: Dir, the
 // real ones below one directory, and Memory, a disk of which a test can cut the power.
 //
-// Both promise only what POSIX and Linux do. Bytes written to a file are durable after its Sync. A new,
+// Both promise only what POSIX and Linux do. Bytes written to a file are durable after its Sync, or a SyncAll. A new,
 // renamed or removed name is durable after SyncDir of its directory. Until then a power cut may leave any
 // part of them, in any order. A file whose Sync or Write failed is dead: what was written since the last good
 // Sync may be lost although a second Sync says otherwise, so there must not be a second.
@@ -38,6 +38,9 @@ type FS interface {
 	Stat(name string) (Info, error)
 	// SyncDir makes the changes of names in a directory durable.
 	SyncDir(name string) error
+	// SyncAll is Sync for all files of the file system at once, those of strangers included: for many small
+	// ones it costs half. Where it cannot be relied on it does nothing and says errors.ErrUnsupported.
+	SyncAll() error
 }
 
 // Info is what Stat tells.

@@ -34,6 +34,7 @@ const (
 	OpRead     Kind = "read"
 	OpWrite    Kind = "write"
 	OpSync     Kind = "sync"
+	OpSyncAll  Kind = "syncall"
 	OpAllocate Kind = "allocate"
 	OpTruncate Kind = "truncate"
 	OpLock     Kind = "lock"
@@ -70,8 +71,9 @@ type Memory struct {
 // tree is what survives the death of a process.
 type tree struct {
 	root    *node
-	changes []change // of names, not yet durable, oldest first
-	space   int64    // free bytes; negative is unlimited
+	changes []change       // of names, not yet durable, oldest first
+	dirty   map[*node]bool // files with pending edits
+	space   int64          // free bytes; negative is unlimited
 }
 
 // node is a file or directory.
@@ -106,7 +108,7 @@ type entry struct {
 
 // NewMemory returns an empty disk without limit.
 func NewMemory() *Memory {
-	return &Memory{t: &tree{root: newDir(0o700), space: -1}, mu: &sync.Mutex{}}
+	return &Memory{t: &tree{root: newDir(0o700), dirty: map[*node]bool{}, space: -1}, mu: &sync.Mutex{}}
 }
 
 func newDir(perm fs.FileMode) *node {
@@ -121,7 +123,7 @@ func (m *Memory) Inject(f func(Op) error) {
 	m.inject = f
 }
 
-// Lie has operations of these kinds, OpSync or OpSyncDir, say success and do nothing: a test that does not notice is
+// Lie has operations of these kinds, OpSync, OpSyncAll or OpSyncDir, say success and do nothing: a test that does not notice is
 // not worth much.
 func (m *Memory) Lie(kinds ...Kind) {
 	m.mu.Lock()
@@ -493,6 +495,24 @@ func (m *Memory) SyncDir(name string) error {
 	return nil
 }
 
+// SyncAll implements FS. Names are left as volatile as they were, which is less than real systems do.
+func (m *Memory) SyncAll() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	err := m.begin(OpSyncAll, ".", 0)
+	if errors.Is(err, ErrPower) || err == nil && slices.Contains(m.lies, OpSyncAll) {
+		return err
+	}
+	for n := range m.t.dirty {
+		if err == nil {
+			n.settle()
+		}
+		n.pending = nil // written, or lost for good
+	}
+	clear(m.t.dirty)
+	return err
+}
+
 func (e entry) apply(names map[string]*node) {
 	if e.to == nil {
 		delete(names, e.name)
@@ -562,15 +582,24 @@ func (x *memFile) WriteVec(pieces [][]byte, off int64) (int64, error) {
 		return 0, wrap(OpWrite, x.name, full)
 	}
 	if len(b) > 0 {
-		x.n.edit(edit{off, b})
+		x.edit(edit{off, b})
 	}
 	return int64(len(b)), err
 }
 
 // edit does a change of bytes, for now without durability.
-func (n *node) edit(e edit) {
-	n.data = e.apply(n.data)
-	n.pending = append(n.pending, e)
+// edit changes a file, for now only as it is seen.
+func (x *memFile) edit(e edit) {
+	x.n.data = e.apply(x.n.data)
+	x.n.pending = append(x.n.pending, e)
+	x.m.t.dirty[x.n] = true
+}
+
+// settle makes what was changed durable.
+func (n *node) settle() {
+	for _, e := range n.pending {
+		n.platter = e.apply(n.platter)
+	}
 }
 
 func (e edit) apply(data []byte) []byte {
@@ -604,11 +633,10 @@ func (x *memFile) Sync() error {
 		return nil
 	}
 	if err == nil {
-		for _, e := range x.n.pending {
-			x.n.platter = e.apply(x.n.platter)
-		}
+		x.n.settle()
 	}
 	x.n.pending = nil // written, or lost for good
+	delete(x.m.t.dirty, x.n)
 	return err
 }
 
@@ -622,7 +650,7 @@ func (x *memFile) Allocate(size int64) error {
 		return wrap(OpAllocate, x.name, err)
 	}
 	if size > int64(len(x.n.data)) {
-		x.n.edit(edit{off: size})
+		x.edit(edit{off: size})
 	}
 	return nil
 }
@@ -642,7 +670,7 @@ func (x *memFile) Truncate(size int64) error {
 			x.m.t.space += give
 		}
 	}
-	x.n.edit(edit{off: size})
+	x.edit(edit{off: size})
 	return nil
 }
 
