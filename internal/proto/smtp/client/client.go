@@ -1,8 +1,8 @@
 // Package client is the sending half of SMTP (RFC 5321): a connection in, one message after another out, and
 // for each the verdicts in the words of qmail-remote.
 //
-// EHLO, else HELO; PIPELINING (RFC 2920), SIZE (RFC 1870), 8BITMIME (RFC 6152) and SMTPUTF8 (RFC 6531) are
-// used where the server offers them. 8-bit text goes as it is to a server without 8BITMIME, as qmail always
+// EHLO, else HELO; PIPELINING (RFC 2920), SIZE (RFC 1870), 8BITMIME (RFC 6152), DSN (RFC 3461) and SMTPUTF8
+// (RFC 6531) are used where the server offers them. 8-bit text goes as it is to a server without 8BITMIME, as qmail always
 // did; an address or a header that needs SMTPUTF8 does not go to a server without it. What stands on the wire
 // cannot smuggle: every CR and LF in a body is part of a CRLF, a dot after each of them is doubled, and
 // addresses with control bytes are refused before anything is sent.
@@ -53,8 +53,8 @@ type Conn struct {
 	in      reader
 	out     []byte // commands
 
-	pipelining, size, eightBit, utf8 bool
-	limit                            int64 // of SIZE; 0 means none
+	pipelining, size, eightBit, utf8, dsn bool
+	limit                                 int64 // of SIZE; 0 means none
 
 	reset bool // RSET must come before the next MAIL
 	dead  bool // of no further use
@@ -121,7 +121,7 @@ func (c *Conn) Hello() Report {
 	if code == 250 {
 		return Report{}
 	}
-	c.pipelining, c.size, c.eightBit, c.utf8, c.limit = false, false, false, false, 0
+	c.pipelining, c.size, c.eightBit, c.utf8, c.dsn, c.limit = false, false, false, false, false, 0
 	if code == 421 {
 		return c.refused('Z', "Connected to "+c.addr+" but my name was rejected.\n")
 	}
@@ -151,6 +151,8 @@ func (c *Conn) offer(line []byte) {
 		c.eightBit = true
 	case "SMTPUTF8":
 		c.utf8 = true
+	case "DSN":
+		c.dsn = true
 	case "SIZE":
 		c.size, c.limit = true, parseSize(arg)
 	}

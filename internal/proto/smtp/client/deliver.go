@@ -7,6 +7,8 @@ import (
 	"os"
 	"strconv"
 	"time"
+
+	"qmail/internal/format/dsn"
 )
 
 // Message is what one transaction sends.
@@ -16,6 +18,9 @@ type Message struct {
 	EightBit   bool // BODY=8BITMIME was announced to us
 	UTF8       bool // SMTPUTF8 was announced to us
 	Body       Body
+	// What the sender wants to hear of. It is passed on to a server that offers DSN, and to no other.
+	Wishes          dsn.Message
+	RecipientWishes map[int]dsn.Recipient // by index into Recipients
 }
 
 // transaction is a Message under way.
@@ -24,6 +29,7 @@ type transaction struct {
 	m        *Message
 	result   Result
 	params   []byte // of MAIL
+	global   bool   // one of them is SMTPUTF8
 	todo     []int  // recipients to be sent, by index
 	accepted int
 	until    time.Time
@@ -33,6 +39,7 @@ type transaction struct {
 func (c *Conn) Deliver(m *Message) Result {
 	t := &transaction{Conn: c, m: m, until: time.Now().Add(waitSession)}
 	t.result.Recipients = make([]Report, len(m.Recipients))
+	t.result.Reports = c.dsn
 	t.result.gaveUp = "Giving up on " + c.addr + ".\n"
 	if !t.prepare() {
 		t.result.Answered = true
@@ -91,8 +98,11 @@ func (t *transaction) prepare() bool {
 	if t.eightBit && (t.m.EightBit || t.m.Body.Rest != nil || hasHighByte(t.m.Body.Head)) {
 		t.params = append(t.params, " BODY=8BITMIME"...)
 	}
-	if utf8 {
+	if t.global = utf8; utf8 {
 		t.params = append(t.params, " SMTPUTF8"...)
+	}
+	if t.dsn {
+		t.params = appendMessageWishes(t.params, &t.m.Wishes)
 	}
 	return true
 }
@@ -196,6 +206,9 @@ func (t *transaction) discard(replies int, data bool) bool {
 func (t *transaction) rcpt(i int) {
 	t.out = append(t.out, "RCPT TO:"...)
 	t.out = appendPath(t.out, t.m.Recipients[i])
+	if wishes, ok := t.m.RecipientWishes[i]; ok && t.dsn {
+		t.out = appendWishes(t.out, wishes, t.global)
+	}
 	t.out = append(t.out, '\r', '\n')
 }
 

@@ -14,6 +14,8 @@ type Result struct {
 	// Answered is false if the connection ended before the server had said anything to this message: it
 	// may be sent elsewhere, or once more, at once.
 	Answered bool
+	// Reports says that the server offers DSN: what the sender wants to hear of is its affair from now on.
+	Reports bool
 
 	gaveUp string // what qmail-remote would have said, had it only a recipient that the server refused
 }

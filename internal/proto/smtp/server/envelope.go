@@ -6,9 +6,10 @@ import (
 	"strings"
 
 	"qmail/internal/format/address"
+	"qmail/internal/format/dsn"
 )
 
-// mailFrom is MAIL FROM:<reverse-path> and its parameters (RFC 1870, 6152, 6531).
+// mailFrom is MAIL FROM:<reverse-path> and its parameters (RFC 1870, 3461, 6152, 6531).
 func (s *Session) mailFrom(dst, arg []byte) ([]byte, Next) {
 	s.config = s.settings()
 	text, ok := cutWord(arg, "from:")
@@ -37,10 +38,11 @@ func (s *Session) mailFrom(dst, arg []byte) ([]byte, Next) {
 	s.tx.utf8 = p.utf8
 	s.tx.envelope.Sender = sender
 	s.tx.envelope.Options = p.options()
+	s.tx.size = len(p.envelopeID)
 	return append(dst, "250 2.1.0 ok\r\n"...), More
 }
 
-// rcptTo is RCPT TO:<forward-path>. No parameter is known: DSN is not offered.
+// rcptTo is RCPT TO:<forward-path> and its parameters (RFC 3461).
 func (s *Session) rcptTo(dst, arg []byte) ([]byte, Next) {
 	if s.config.MaxRecipients > 0 && len(s.tx.envelope.Recipients) >= s.config.MaxRecipients {
 		s.tx.over++
@@ -52,11 +54,13 @@ func (s *Session) rcptTo(dst, arg []byte) ([]byte, Next) {
 		return append(dst, "501 5.5.4 syntax: RCPT TO:<address> (#5.5.4)\r\n"...), More
 	}
 	path, rest, err := address.CutPath(text)
-	switch {
-	case err != nil || path.Address == "":
+	if err != nil || path.Address == "" {
 		return append(dst, "501 5.1.3 that is no address in angle brackets (#5.1.3)\r\n"...), More
-	case strings.TrimLeft(rest, " ") != "":
-		return append(dst, unknownParameter...), More
+	}
+	options, bad := recipientParameters(rest, s.tx.utf8)
+	switch {
+	case bad != "":
+		return append(dst, bad...), More
 	case path.UTF8 && !s.tx.utf8:
 		return append(dst, "553 5.6.7 that address needs SMTPUTF8 (#5.6.7)\r\n"...), More
 	}
@@ -64,13 +68,16 @@ func (s *Session) rcptTo(dst, arg []byte) ([]byte, Next) {
 	if err != nil {
 		return appendError(dst, err), More
 	}
-	s.tx.asked = recipient
+	s.tx.asked, s.tx.askedOptions = recipient, options
 	s.tx.askedFor = len(text) + recipientSize
 	return dst, Verify
 }
 
-// recipientSize is what a recipient costs besides its text.
-const recipientSize = 48
+// What a recipient, and one with options, costs besides its text.
+const (
+	recipientSize = 48
+	optionsSize   = 128
+)
 
 // Asked is the recipient that Verify is about.
 func (s *Session) Asked() string { return s.tx.asked }
@@ -84,6 +91,13 @@ func (s *Session) Verified(dst []byte, err error) ([]byte, Next) {
 	}
 	s.at = rcpt
 	s.tx.size += size
+	if s.tx.askedOptions != nil {
+		if s.tx.envelope.RecipientOptions == nil {
+			s.tx.envelope.RecipientOptions = map[int][]string{}
+		}
+		s.tx.envelope.RecipientOptions[len(s.tx.envelope.Recipients)] = s.tx.askedOptions
+		s.tx.size += optionsSize
+	}
 	s.tx.envelope.Recipients = append(s.tx.envelope.Recipients, s.tx.asked)
 	return append(dst, "250 2.1.5 ok\r\n"...), More
 }
@@ -98,6 +112,8 @@ type esmtp struct {
 	size          int64
 	sized, bodied bool // the parameter was there
 	body8, utf8   bool
+	ret           string // RET=FULL or RET=HDRS
+	envelopeID    string // ENVID=...
 }
 
 // parameters reads " KEY=VALUE KEY ..." (RFC 5321 4.1.2); bad is the refusal.
@@ -127,11 +143,66 @@ func parameters(s string) (p esmtp, bad string) {
 				return p, badParameter
 			}
 			p.utf8 = true
+		case address.EqualFold(key, "RET"):
+			headers, ok := dsn.ParseReturn(value)
+			if p.ret != "" || !ok {
+				return p, badParameter
+			}
+			p.ret = "RET=FULL"
+			if headers {
+				p.ret = "RET=HDRS"
+			}
+		case address.EqualFold(key, "ENVID"):
+			if _, ok := dsn.ParseEnvelopeID(value); p.envelopeID != "" || !ok {
+				return p, badParameter
+			}
+			p.envelopeID = "ENVID=" + value
 		default:
 			return p, unknownParameter
 		}
 	}
 	return p, ""
+}
+
+// recipientParameters reads the parameters of RCPT and returns what the queue has to remember; bad is the refusal.
+func recipientParameters(s string, utf8 bool) (options []string, bad string) {
+	var notified, original bool
+	for s != "" {
+		var word string
+		word, s, _ = strings.Cut(s, " ")
+		if word == "" {
+			continue
+		}
+		key, value, _ := strings.Cut(word, "=")
+		switch {
+		case address.EqualFold(key, "NOTIFY"):
+			n, ok := dsn.ParseNotify(value)
+			if notified || !ok {
+				return nil, badParameter
+			}
+			notified = true
+			options = append(options, "NOTIFY="+n.String())
+		case address.EqualFold(key, "ORCPT"):
+			_, _, ok := dsn.ParseOriginal(value)
+			if original || !ok || !utf8 && !ascii(value) {
+				return nil, badParameter
+			}
+			original = true
+			options = append(options, "ORCPT="+value)
+		default:
+			return nil, unknownParameter
+		}
+	}
+	return options, ""
+}
+
+func ascii(s string) bool {
+	for i := 0; i < len(s); i++ {
+		if s[i] >= 0x80 {
+			return false
+		}
+	}
+	return true
 }
 
 // size reads SIZE's value, 1 to 20 digits (RFC 1870 3); one too large for us is merely very large.
@@ -152,14 +223,18 @@ func size(s string) (int64, bool) {
 }
 
 // options is what the queue has to remember of p.
-func (p esmtp) options() []string {
-	switch {
-	case p.body8 && p.utf8:
-		return []string{"BODY=8BITMIME", "SMTPUTF8"}
-	case p.body8:
-		return []string{"BODY=8BITMIME"}
-	case p.utf8:
-		return []string{"SMTPUTF8"}
+func (p esmtp) options() (list []string) {
+	if p.body8 {
+		list = append(list, "BODY=8BITMIME")
 	}
-	return nil
+	if p.utf8 {
+		list = append(list, "SMTPUTF8")
+	}
+	if p.ret != "" {
+		list = append(list, p.ret)
+	}
+	if p.envelopeID != "" {
+		list = append(list, p.envelopeID)
+	}
+	return list
 }

@@ -40,6 +40,7 @@ type stored struct {
 type memoryQueue struct {
 	mu                                sync.Mutex
 	messages                          []stored
+	wishes                            []map[int][]string // options of their recipients
 	aborted                           int
 	verifyErr, openErr, write, commit error
 }
@@ -76,6 +77,7 @@ func (m *memoryMessage) Commit() (uint64, error) {
 	m.q.mu.Lock()
 	defer m.q.mu.Unlock()
 	m.q.messages = append(m.q.messages, stored{m.e.Sender, m.e.Recipients, m.e.Options, string(m.body)})
+	m.q.wishes = append(m.q.wishes, m.e.RecipientOptions)
 	return uint64(len(m.q.messages)), nil
 }
 

@@ -1,4 +1,4 @@
-// Package server is the receiving side of SMTP (RFC 5321): PIPELINING, 8BITMIME, SIZE, ENHANCEDSTATUSCODES
+// Package server is the receiving side of SMTP (RFC 5321): PIPELINING, 8BITMIME, SIZE, ENHANCEDSTATUSCODES, DSN
 // and SMTPUTF8, with the codes and words of qmail-smtpd.
 //
 // Session is the protocol, pure: command lines and message blocks go in, replies and a Next come out, which
@@ -132,14 +132,15 @@ type Session struct {
 
 // transaction is everything that HELO, RSET and the end of a message forget.
 type transaction struct {
-	envelope envelope.Envelope
-	utf8     bool // the client said SMTPUTF8
-	asked    string
-	askedFor int // bytes that asked holds, about
-	size     int // bytes that the recipients hold
-	over     int // recipients beyond the limit
-	body     Decoder
-	failure  error // of the queue, while the message was coming in
+	envelope     envelope.Envelope
+	utf8         bool // the client said SMTPUTF8
+	asked        string
+	askedFor     int // bytes that asked holds, about
+	askedOptions []string
+	size         int // bytes that the recipients hold
+	over         int // recipients beyond the limit
+	body         Decoder
+	failure      error // of the queue, while the message was coming in
 }
 
 // counts begin anew with each accepted message.
@@ -240,7 +241,7 @@ func (s *Session) hello(dst, arg []byte, extended bool) ([]byte, Next) {
 	dst = append(append(append(dst, "250-"...), s.config.Greeting...), "\r\n"...)
 	dst = append(dst, "250-PIPELINING\r\n250-8BITMIME\r\n250-SIZE "...)
 	dst = strconv.AppendInt(dst, s.config.Databytes, 10)
-	return append(dst, "\r\n250-ENHANCEDSTATUSCODES\r\n250 SMTPUTF8\r\n"...), More
+	return append(dst, "\r\n250-ENHANCEDSTATUSCODES\r\n250-DSN\r\n250 SMTPUTF8\r\n"...), More
 }
 
 func (s *Session) rset(dst, arg []byte) ([]byte, Next) {

@@ -2,6 +2,7 @@ package server
 
 import (
 	"fmt"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -46,7 +47,17 @@ func TestReplies(t *testing.T) {
 		{"the null recipient", ehlo + from + "RCPT TO:<>\r\n", "220, 250, 250 2.1.0, 501 5.1.3"},
 		{"parameters we know", ehlo + "MAIL FROM:<a@b.example> size=10 BODY=8bitmime SMTPUTF8\r\n", "220, 250, 250 2.1.0"},
 		{"parameters we do not", ehlo + "MAIL FROM:<a@b.example> AUTH=<>\r\nMAIL FROM:<a@b.example> =\r\n", "220, 250, 555 5.5.4, 555 5.5.4"},
-		{"a parameter of RCPT", ehlo + from + "RCPT TO:<a@b.example> NOTIFY=NEVER\r\n", "220, 250, 250 2.1.0, 555 5.5.4"},
+		{"a parameter of RCPT that we do not know", ehlo + from + "RCPT TO:<u@test.example> X=NEVER\r\n", "220, 250, 250 2.1.0, 555 5.5.4"},
+		{"what the sender wants to hear of", ehlo + "MAIL FROM:<> RET=hdrs ENVID=a+2Bb\r\nRCPT TO:<u@test.example> NOTIFY=NEVER ORCPT=rfc822;u+2B@x\r\n" +
+			"RCPT TO:<u@test.example> notify=success,FAILURE,delay\r\n", "220, 250, 250 2.1.0, 250 2.1.5, 250 2.1.5"},
+		{"wishes that are none", ehlo + "MAIL FROM:<> RET=NONE\r\nMAIL FROM:<> RET\r\nMAIL FROM:<> RET=FULL RET=FULL\r\nMAIL FROM:<> ENVID=\r\n" +
+			"MAIL FROM:<> ENVID=a=b\r\nMAIL FROM:<> ENVID=+0a\r\nMAIL FROM:<> ENVID=+0A\r\nMAIL FROM:<> ENVID=x ENVID=x\r\n",
+			"220, 250, 501 5.5.4, 501 5.5.4, 501 5.5.4, 501 5.5.4, 501 5.5.4, 501 5.5.4, 501 5.5.4, 501 5.5.4"},
+		{"wishes of recipients that are none", ehlo + from + "RCPT TO:<u@test.example> NOTIFY=NEVER,SUCCESS\r\nRCPT TO:<u@test.example> NOTIFY\r\n" +
+			"RCPT TO:<u@test.example> NOTIFY=DELAY NOTIFY=DELAY\r\nRCPT TO:<u@test.example> ORCPT=u@x\r\nRCPT TO:<u@test.example> ORCPT=rfc822;u+0A@x\r\n" +
+			"RCPT TO:<u@test.example> ORCPT=utf-8;ü@x\r\n",
+			"220, 250, 250 2.1.0, 501 5.5.4, 501 5.5.4, 501 5.5.4, 501 5.5.4, 501 5.5.4, 501 5.5.4"},
+		{"an original address in UTF-8", ehlo + "MAIL FROM:<> SMTPUTF8\r\nRCPT TO:<u@test.example> ORCPT=utf-8;ü@x\r\n", "220, 250, 250 2.1.0, 250 2.1.5"},
 		{"a parameter glued on", ehlo + "MAIL FROM:<a@b.example>SIZE=1\r\n", "220, 250, 501 5.1.7"},
 		{"sizes that are none", ehlo + "MAIL FROM:<> SIZE=\r\nMAIL FROM:<> SIZE=-1\r\nMAIL FROM:<> SIZE=1 SIZE=1\r\nMAIL FROM:<> SIZE=123456789012345678901\r\n",
 			"220, 250, 501 5.5.4, 501 5.5.4, 501 5.5.4, 501 5.5.4"},
@@ -95,7 +106,7 @@ func TestReplies(t *testing.T) {
 
 func TestWordsOfQmail(t *testing.T) {
 	want := "220 mx.test.example ESMTP\r\n" +
-		"250-mx.test.example\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-SIZE 1048576\r\n250-ENHANCEDSTATUSCODES\r\n250 SMTPUTF8\r\n" +
+		"250-mx.test.example\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-SIZE 1048576\r\n250-ENHANCEDSTATUSCODES\r\n250-DSN\r\n250 SMTPUTF8\r\n" +
 		"250 2.1.0 ok\r\n250 2.1.5 ok\r\n354 go ahead\r\n250 2.0.0 ok 1800000000 qp 1\r\n" +
 		"250 mx.test.example\r\n250 2.0.0 flushed\r\n221 2.0.0 mx.test.example\r\n"
 	if got := play(t, newServer(&memoryQueue{}), ehlo+from+to+"DATA\r\n"+text+"HELO x\r\nRSET\r\nQUIT\r\n"); got != want {
@@ -117,6 +128,18 @@ func TestWhatIsStored(t *testing.T) {
 	}
 	if fmt.Sprintf("%q", q.messages) != fmt.Sprintf("%q", want) {
 		t.Errorf("got  %q\nwant %q", q.messages, want)
+	}
+}
+
+func TestWishesAreStored(t *testing.T) {
+	q := &memoryQueue{}
+	play(t, newServer(q), ehlo+"MAIL FROM:<a@b.example> ret=hdrs ENVID=a+2Bb\r\nRCPT TO:<u@test.example>\r\n"+
+		"RCPT TO:<nouser@test.example> NOTIFY=SUCCESS\r\nRCPT TO:<v@test.example> orcpt=RFC822;V+2B@x notify=delay,SUCCESS\r\nDATA\r\n"+text+
+		from+to+"DATA\r\n"+text)
+	options := []string{"RET=HDRS", "ENVID=a+2Bb"}
+	wishes := []map[int][]string{{1: {"ORCPT=RFC822;V+2B@x", "NOTIFY=SUCCESS,DELAY"}}, nil}
+	if !reflect.DeepEqual(q.messages[0].options, options) || !reflect.DeepEqual(q.wishes, wishes) || q.messages[1].options != nil {
+		t.Errorf("%q %v", q.messages, q.wishes)
 	}
 }
 
