@@ -27,6 +27,8 @@ import (
 	"qmail/internal/role/lspawn"
 	"qmail/internal/role/maildir2mbox"
 	"qmail/internal/role/maildirmake"
+	"qmail/internal/role/maildirserial"
+	"qmail/internal/role/maildirsmtp"
 	"qmail/internal/role/maildirwatch"
 	"qmail/internal/role/mailsubj"
 	"qmail/internal/role/newaliases"
@@ -41,18 +43,24 @@ import (
 	"qmail/internal/role/qmqpc"
 	"qmail/internal/role/qmqpd"
 	"qmail/internal/role/qmtpd"
+	"qmail/internal/role/qread"
 	"qmail/internal/role/qreceipt"
+	"qmail/internal/role/qstat"
 	"qmail/internal/role/queue"
+	"qmail/internal/role/queuetool"
 	"qmail/internal/role/remote"
 	"qmail/internal/role/rspawn"
 	"qmail/internal/role/send"
 	"qmail/internal/role/sendmail"
+	"qmail/internal/role/serialqmtp"
+	"qmail/internal/role/serialsmtp"
 	"qmail/internal/role/setforward"
 	"qmail/internal/role/setlock"
 	"qmail/internal/role/showctl"
 	"qmail/internal/role/smtpd"
 	"qmail/internal/role/splogger"
 	"qmail/internal/role/tcpenv"
+	"qmail/internal/role/tcpto"
 	"qmail/internal/super"
 	"qmail/internal/system/env"
 )
@@ -92,6 +100,11 @@ var programs = []program{
 	{"qmail-rspawn", rspawn.Main, true, "send mail to other machines"},
 	{"qmail-remote", remote.Main, false, "send one message to another machine"},
 	{"qmail-queue", queue.Main, false, "put a message into the queue"},
+	{"qmail-queuetool", queuetool.Main, false, "list the queue, and give orders about messages; also qmail queue COMMAND"},
+	{"qmail-qread", qread.Main, false, "list the queue as ever"},
+	{"qmail-qstat", qstat.Main, false, "say how much there is in the queue"},
+	{"qmail-tcpto", tcpto.Main, false, "list addresses that time out"},
+	{"qmail-tcpok", tcpto.Forget, false, "try addresses again that timed out"},
 	{"qmail-qmqpc", qmqpc.Main, false, "put a message into another machine's queue"},
 	{"qmail-inject", inject.Main, false, "complete a message and queue it"},
 	{"sendmail", sendmail.Main, false, "send mail as other systems' sendmail does"},
@@ -126,21 +139,17 @@ var programs = []program{
 	{"setmaillist", setforward.Setmaillist, false, "make a list for fastforward"},
 	{"printforward", setforward.Printforward, false, "show a table of fastforward"},
 	{"printmaillist", setforward.Printmaillist, false, "show a list of fastforward"},
+	{"maildirserial", maildirserial.Main, false, "send what is in a Maildir"},
+	{"serialsmtp", serialsmtp.Main, false, "send messages over one SMTP connection"},
+	{"serialqmtp", serialqmtp.Main, false, "send messages over one QMTP connection"},
+	{"maildirsmtp", maildirsmtp.Main, false, "send a Maildir by SMTP"},
+	{"maildirqmtp", maildirsmtp.Qmtp, false, "send a Maildir by QMTP"},
 }
 
 // absent are names of other versions of qmail that scripts may call, and what is there instead. They exit 111, so
 // that whoever calls one tries again later instead of losing mail.
 var absent = []struct{ link, instead string }{
 	{"qmail-clean", "qmail-send removes by itself what is done with"},
-	{"qmail-qread", "not in this version"},
-	{"qmail-qstat", "not in this version"},
-	{"qmail-tcpto", "not in this version"},
-	{"qmail-tcpok", "not in this version"},
-	{"maildirserial", "not in this version"},
-	{"maildirsmtp", "not in this version"},
-	{"maildirqmtp", "not in this version"},
-	{"serialsmtp", "not in this version"},
-	{"serialqmtp", "not in this version"},
 	{"qmail-todo", "qmail-send takes new messages by itself, and never waits for them"},
 	{"qmail-upq", "this queue has no older form to be brought up from"},
 	{"qsmhook", "preline does what it did"},
@@ -155,6 +164,9 @@ func main() {
 			os.Exit(exitUsage)
 		}
 		name, args = args[0], args[1:]
+		if name == "queue" && len(args) > 0 { // qmail-queue has no arguments
+			name = "queuetool"
+		}
 		if p, known = find(name); !known {
 			os.Exit(other(name))
 		}
