@@ -89,7 +89,7 @@ func (c *core) order(ctx context.Context, o *admin.Order, e *envelope.Envelope, 
 	if f != nil && f.writing {
 		return effect, reply.Temporary("4.5.0", "its bounce is being written", nil)
 	}
-	if f != nil {
+	if f != nil && (o.Verb == admin.Bounce || o.Verb == admin.Delete) {
 		effect.Recipients += int64(len(f.recipients()))
 	}
 	var what string
