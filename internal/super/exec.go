@@ -3,6 +3,7 @@ package super
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -60,7 +61,10 @@ func number(s string) (uint32, error) {
 type executor struct {
 	null, log *os.File
 	vars      []string
+	ours      *env.Env            // our own environment
+	args      map[string][]string // of roles by name
 	ids       map[string]identity
+	logger    *logger // may be nil
 }
 
 func newExecutor(e *env.Env, ids map[string]identity) (*executor, error) {
@@ -76,7 +80,7 @@ func newExecutor(e *env.Env, ids map[string]identity) (*executor, error) {
 	if err != nil {
 		return nil, err
 	}
-	x := &executor{null: null, log: log, ids: ids, vars: []string{
+	x := &executor{null: null, log: log, ours: e, ids: ids, vars: []string{
 		"QMAILHOME=" + e.Home,
 		"QMAILCONTROL=" + strconv.Itoa(env.ControlFD),
 		"PATH=" + filepath.Dir(self) + ":/usr/local/bin:/usr/bin:/bin",
@@ -87,7 +91,42 @@ func newExecutor(e *env.Env, ids map[string]identity) (*executor, error) {
 	return x, nil
 }
 
-func (x *executor) close() { x.null.Close() }
+// oldWays makes roles start as the classic arguments say.
+func (x *executor) oldWays(e *env.Env, old classic, log *slog.Logger) error {
+	x.args = map[string][]string{"lspawn": {old.delivery}}
+	if len(old.logger) > 0 {
+		l, err := startLogger(old.logger, e, x.ids != nil, log)
+		if err != nil {
+			return err
+		}
+		x.logger, x.log = l, l.w
+		return nil
+	}
+	out, ok := e.Stdout.(*os.File)
+	if !ok {
+		return errors.New("standard output is not a file")
+	}
+	x.log = out
+	return nil
+}
+
+func (x *executor) close() {
+	if x.logger != nil {
+		x.logger.close()
+	}
+	x.null.Close()
+}
+
+// environment is that of a role.
+func (x *executor) environment(p process) []string {
+	vars := x.vars
+	for _, name := range p.keeps {
+		if value, set := x.ours.Lookup(name); set {
+			vars = append(vars[:len(vars):len(vars)], name+"="+value)
+		}
+	}
+	return vars
+}
 
 // start is a starter.
 func (x *executor) start(p process, ready func(), gone func(exit)) (child, error) {
@@ -106,8 +145,8 @@ func (x *executor) start(p process, ready func(), gone func(exit)) (child, error
 		id := x.ids[p.name]
 		attr.Credential = &syscall.Credential{Uid: id.uid, Gid: id.gid} // and no other groups
 	}
-	proc, err := os.StartProcess("/proc/self/exe", []string{"qmail-" + p.name}, &os.ProcAttr{
-		Dir: "/", Env: x.vars, Sys: attr,
+	proc, err := os.StartProcess("/proc/self/exe", append([]string{"qmail-" + p.name}, x.args[p.name]...), &os.ProcAttr{
+		Dir: "/", Env: x.environment(p), Sys: attr,
 		Files: []*os.File{x.null, x.log, x.log, theirs}, // theirs is env.ControlFD
 	})
 	if err != nil {
@@ -142,6 +181,8 @@ type roleProcess struct {
 func (c *roleProcess) pid() int { return c.proc.Pid }
 
 func (c *roleProcess) kill() { _ = c.proc.Kill() } // the one error is that it is gone already
+
+func (c *roleProcess) alarm() { _ = c.proc.Signal(syscall.SIGALRM) }
 
 func (c *roleProcess) order(kind env.Kind, name string, f *os.File) {
 	c.mu.Lock()

@@ -40,6 +40,7 @@ func (k socket) dup() (socket, error) {
 // listeners are the sockets of control/listen, and the queue's doors.
 type listeners struct {
 	home     string
+	classic  bool // without control/listen there is nothing to listen to
 	services []string
 	names    []string // of doors
 	log      *slog.Logger
@@ -76,7 +77,7 @@ func (l *listeners) open() error {
 			return err
 		}
 	}
-	wanted, err := readListen(l.home, l.services)
+	wanted, err := l.read()
 	if err != nil {
 		return err
 	}
@@ -148,7 +149,7 @@ func (l *listeners) wanted(p process) bool {
 }
 
 func (l *listeners) reload() ([]socket, error) {
-	wanted, err := readListen(l.home, l.services)
+	wanted, err := l.read()
 	if err != nil {
 		return nil, err
 	}
@@ -216,6 +217,16 @@ func bind(address string) (*os.File, error) {
 
 // maxListen bounds control/listen, in bytes.
 const maxListen = 64 << 10
+
+// read reads control/listen of our home.
+func (l *listeners) read() ([]socket, error) {
+	if l.classic {
+		if _, err := os.Stat(filepath.Join(l.home, "control", "listen")); errors.Is(err, fs.ErrNotExist) {
+			return nil, nil
+		}
+	}
+	return readListen(l.home, l.services)
+}
 
 // readListen reads control/listen: lines "SERVICE ADDRESS:PORT", empty ones and those that begin with # left
 // out. The address is a number or nothing, for any; names are not looked up here.

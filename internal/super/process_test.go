@@ -40,7 +40,7 @@ func TestMain(m *testing.M) {
 		os.Exit(99)
 	}
 	if program == "start" {
-		os.Exit(Main(context.Background(), e, nil))
+		os.Exit(Main(context.Background(), e, os.Args[1:]))
 	}
 	os.Exit(pretend(program, e))
 }
@@ -56,6 +56,8 @@ func mood(home, role string) string {
 func pretend(name string, e *env.Env) int {
 	log := e.Log("qmail-" + name)
 	switch mood(e.Home, name) {
+	case "tell":
+		log.Info(fmt.Sprintf("%v %s %s", strings.ReplaceAll(fmt.Sprint(os.Args[1:]), "\n", "|"), e.Get("QMAILREMOTE"), e.Get("QMAILLOCAL")))
 	case "refuse":
 		log.Error("a file of mine is malformed")
 		return 111
@@ -141,6 +143,9 @@ type house struct {
 	t       *testing.T
 	home    string
 	address string
+	args    []string // of the supervisor
+	vars    []string
+	stdout  *os.File
 	log     string
 	cmd     *exec.Cmd
 	ended   chan struct{}
@@ -199,9 +204,9 @@ func (h *house) start() {
 	}
 	defer log.Close()
 	h.cmd = exec.Command("/proc/self/exe")
-	h.cmd.Args = []string{"qmail-start"}
-	h.cmd.Env = []string{"QMAILHOME=" + h.home, "SECRET=1"}
-	h.cmd.Stderr, h.cmd.Dir = log, "/"
+	h.cmd.Args = append([]string{"qmail-start"}, h.args...)
+	h.cmd.Env = append([]string{"QMAILHOME=" + h.home, "SECRET=1"}, h.vars...)
+	h.cmd.Stdout, h.cmd.Stderr, h.cmd.Dir = h.stdout, log, "/"
 	if os.Geteuid() == 0 {
 		h.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	}

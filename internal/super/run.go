@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"syscall"
 	"time"
 
 	"qmail/internal/system/env"
@@ -23,8 +24,12 @@ func (s *super) run(ctx context.Context, hup, stop <-chan os.Signal) int {
 		case ev := <-s.events:
 			s.handle(ev)
 		case <-timer.C:
-		case <-hup:
-			s.reload()
+		case sig := <-hup:
+			if sig == syscall.SIGALRM {
+				s.alarm()
+			} else {
+				s.reload()
+			}
 		case <-stop:
 			return s.stopAll(0)
 		case <-ctx.Done():
@@ -33,6 +38,15 @@ func (s *super) run(ctx context.Context, hup, stop <-chan os.Signal) int {
 		timer.Stop()
 	}
 	return s.stopAll(exitLater)
+}
+
+// alarm tells qmail-send to try everything now.
+func (s *super) alarm() {
+	for _, x := range s.seats {
+		if x.name == "send" && x.child != nil && x.ready {
+			x.child.alarm()
+		}
+	}
 }
 
 // begin starts every role whose time has come and returns how long there is nothing more to start. At first

@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -66,6 +67,8 @@ func (a *actor) die(e exit) {
 	a.stage.note("%s ends", a.name)
 	go a.gone(e)
 }
+
+func (a *actor) alarm() { a.orders = append(a.orders, "alarm") }
 
 func (a *actor) kill() { a.die(exit{-1, "signal: killed"}) }
 
@@ -323,6 +326,21 @@ func TestReloadReachesEveryRoleAndNewSocketsTheirs(t *testing.T) {
 		for name, want := range map[string]string{"send": "H", "lspawn": "H", "rspawn": "H", "smtpd": "A smtp, H"} {
 			if got := strings.Join(g.cast[name].orders, ", "); !strings.HasSuffix(got, ", "+want) {
 				t.Errorf("%s got %s", name, got)
+			}
+		}
+	})
+}
+
+func TestAnAlarmIsForSend(t *testing.T) {
+	play(t, nothing, func(g *stage, hup chan<- os.Signal) {
+		hup <- syscall.SIGALRM
+		synctest.Wait()
+		for name, a := range g.cast {
+			if got := slices.Contains(a.orders, "alarm"); got != (name == "send") {
+				t.Errorf("%s got %q", name, a.orders)
+			}
+			if slices.Contains(a.orders, "H") {
+				t.Errorf("%s was told to reload", name)
 			}
 		}
 	})

@@ -6,8 +6,8 @@
 // system/env). A role that dies is started again and its partners get a new end of their link; listening
 // sockets stay here, so that nobody who connects in the meantime is refused.
 //
-// SIGHUP reads control/listen again and tells all roles to do the same with their files. SIGTERM and SIGINT
-// stop the roles in order. A killed supervisor takes all roles with it (PR_SET_PDEATHSIG), so that the next
+// SIGHUP reads control/listen again and tells all roles to do the same with their files; SIGALRM goes on to
+// qmail-send, which once had our place. SIGTERM and SIGINT stop the roles in order. A killed supervisor takes all roles with it (PR_SET_PDEATHSIG), so that the next
 // one finds the ports and the queue free.
 package super
 
@@ -38,22 +38,19 @@ const (
 // Main runs qmail-start until ctx ends or a signal comes.
 func Main(ctx context.Context, e *env.Env, args []string) int {
 	log := e.Log("qmail-start")
-	if len(args) > 0 {
-		log.Error("usage: qmail start (it takes no arguments; see QMAILHOME)")
-		return exitUsage
-	}
+	old := parseArgs(args)
 	unix.Umask(0o077)
 	if err := keepToOurselves(); err != nil {
 		log.Error("unable to look at our descriptors", "err", err)
 		return exitLater
 	}
-	hup, stop := make(chan os.Signal, 1), make(chan os.Signal, 1)
-	signal.Notify(hup, unix.SIGHUP)
+	hup, stop := make(chan os.Signal, 2), make(chan os.Signal, 1)
+	signal.Notify(hup, unix.SIGHUP, unix.SIGALRM)
 	signal.Notify(stop, unix.SIGTERM, unix.SIGINT)
 	defer signal.Stop(hup)
 	defer signal.Stop(stop)
 
-	s, done, err := prepare(e, log)
+	s, done, err := prepare(e, old, log)
 	if err != nil {
 		log.Error(err.Error())
 		return exitLater
@@ -77,7 +74,7 @@ func keepToOurselves() error {
 }
 
 // prepare checks the home, binds the sockets and finds the users. done undoes it.
-func prepare(e *env.Env, log *slog.Logger) (s *super, done func(), err error) {
+func prepare(e *env.Env, old classic, log *slog.Logger) (s *super, done func(), err error) {
 	ids, err := identities(table)
 	if err != nil {
 		return nil, nil, err
@@ -93,23 +90,25 @@ func prepare(e *env.Env, log *slog.Logger) (s *super, done func(), err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	l := &listeners{home: e.Home, services: servicesOf(table), names: doorsOf(table), log: log}
+	l := &listeners{home: e.Home, services: servicesOf(table), names: doorsOf(table), classic: old.on, log: log}
 	x, err := newExecutor(e, ids)
+	undo := func() { l.close(); lock.Close() }
 	if err == nil {
-		if err = l.open(); err != nil {
-			x.close()
-		}
+		undo = func() { l.close(); x.close(); lock.Close() }
+		err = l.open()
+	}
+	if err == nil && old.on {
+		err = x.oldWays(e, old, log)
 	}
 	if err != nil {
-		l.close()
-		lock.Close()
+		undo()
 		return nil, nil, err
 	}
 	if ids == nil {
 		log.Info(fmt.Sprintf("not root: all roles run as uid %d, whoever the mail is for", os.Geteuid()))
 	}
 	s = newSuper(table, x.start, l, log)
-	return s, func() { l.close(); x.close(); lock.Close() }, nil
+	return s, undo, nil
 }
 
 const (
@@ -130,6 +129,8 @@ type child interface {
 	// order hands over an order; f, if not nil, belongs to the child from now on.
 	order(kind env.Kind, name string, f *os.File)
 	kill()
+	// alarm sends it a SIGALRM.
+	alarm()
 }
 
 // exit is how a child ended.

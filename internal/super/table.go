@@ -11,15 +11,17 @@ type process struct {
 	services []string
 	// doors are the Unix sockets below queue/ that it listens to, and their names.
 	doors []string
+	// keeps are the variables of our own environment that it gets: names of programs in the place of ours.
+	keeps []string
 	// stop is its turn (stopTimes) when all are stopped, from 0: who accepts mail goes first, who delivers it last.
 	stop int
 }
 
 // table is the process table, in the order of starting.
 var table = []process{
-	{name: "send", user: "qmails", doors: []string{"enqueue", "admin"}, stop: 1},
-	{name: "lspawn", user: "root", group: "qmail", links: []string{"send"}, stop: 2},
-	{name: "rspawn", user: "qmailr", links: []string{"send"}, stop: 2},
+	{name: "send", user: "qmails", doors: []string{"enqueue", "admin"}, keeps: []string{"QMAILREMOTE"}, stop: 1},
+	{name: "lspawn", user: "root", group: "qmail", links: []string{"send"}, keeps: []string{"QMAILLOCAL"}, stop: 2},
+	{name: "rspawn", user: "qmailr", links: []string{"send"}, keeps: []string{"QMAILREMOTE"}, stop: 2},
 	{name: "smtpd", user: "qmaild", links: []string{"send"}, services: []string{"smtp"}, stop: 0},
 	{name: "qmtpd", user: "qmaild", links: []string{"send"}, services: []string{"qmtp"}, stop: 0},
 	{name: "qmqpd", user: "qmaild", links: []string{"send"}, services: []string{"qmqp"}, stop: 0},
