@@ -42,7 +42,8 @@ var neighbours = []struct{ from, to, reason string }{
 	{"internal/proto/injection", "internal/proto/qq", "what is completed goes on to the queue"},
 	{"internal/proto/inlet", "internal/proto/enqueue", "the sessions of a server share one link to the door"},
 	{"internal/proto/inlet", "internal/proto/qq", "a server for one connection hands over as all injectors do"},
-	{"internal/proto/smtp/", "internal/proto/smtp/", "one protocol, and who keeps its connections"},
+	{"internal/proto/sender", "internal/proto/smtp/client", "who takes mail elsewhere keeps the connections"},
+	{"internal/proto/sender", "internal/proto/qmtp/", "and speaks the protocol that the other side wants; a test lets the two sides talk"},
 }
 
 // families are floors and directories whose subdirectories are one thing each: a role may be several packages, but

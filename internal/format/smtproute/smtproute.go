@@ -14,8 +14,11 @@ import (
 	"strings"
 )
 
-// SMTP is the port of mail exchangers, and of relays that name none.
-const SMTP = 25
+// SMTP is the port of mail exchangers, and of relays that name none; QMTP that of relays of control/qmtproutes.
+const (
+	SMTP = 25
+	QMTP = 209
+)
 
 const (
 	// MaxHosts and MaxTargets bound what is tried for one domain.
@@ -40,8 +43,8 @@ var (
 )
 
 // ParseRelay reads "relay", "relay:port", and the same with an address, a bracketed address (as IPv6 needs
-// it) or nothing for relay.
-func ParseRelay(s string) (Relay, error) {
+// it) or nothing for relay. port is what counts where none is named.
+func ParseRelay(s string, port uint16) (Relay, error) {
 	host, rest := s, ""
 	if strings.HasPrefix(s, "[") {
 		i := strings.IndexByte(s, ']')
@@ -52,13 +55,13 @@ func ParseRelay(s string) (Relay, error) {
 	} else if i := strings.IndexByte(s, ':'); i >= 0 {
 		host, rest = s[:i], s[i:]
 	}
-	r := Relay{Port: SMTP}
+	r := Relay{Port: port}
 	if rest != "" {
-		port, err := strconv.ParseUint(strings.TrimPrefix(rest, ":"), 10, 16)
-		if err != nil || port == 0 || rest[0] != ':' {
+		named, err := strconv.ParseUint(strings.TrimPrefix(rest, ":"), 10, 16)
+		if err != nil || named == 0 || rest[0] != ':' {
 			return Relay{}, errPort
 		}
-		r.Port = uint16(port)
+		r.Port = uint16(named)
 	}
 	var ok bool
 	switch r.Addr, ok = Literal(host); {

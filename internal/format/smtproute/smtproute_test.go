@@ -30,7 +30,7 @@ func TestParseRelay(t *testing.T) {
 		{"[]", "error"},
 	}
 	for _, tt := range tests {
-		r, err := ParseRelay(tt.in)
+		r, err := ParseRelay(tt.in, SMTP)
 		got := fmt.Sprint(r.Host, ":", r.Port)
 		switch {
 		case err != nil:
@@ -160,7 +160,7 @@ func TestPickIsRandomWithinAPreference(t *testing.T) {
 func FuzzParseRelay(f *testing.F) { // law: a relay has a host or an address, a port, and no way to say two things
 	f.Add("[::1]:25")
 	f.Fuzz(func(t *testing.T, s string) {
-		r, err := ParseRelay(s)
+		r, err := ParseRelay(s, SMTP)
 		if err == nil && (r.Port == 0 || r.Host != "" && r.Addr.IsValid() || strings.Contains(r.Host, ":")) {
 			t.Fatalf("%q: %+v", s, r)
 		}

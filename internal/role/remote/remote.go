@@ -3,10 +3,10 @@
 //
 // Each result is a letter, a text and a NUL: r, h or s for each recipient, then K, Z or D for the message.
 // Standard error stays empty, since callers read it as part of the results.
-// The daemon qmail-rspawn sends by the same package, proto/smtp/sender; this program is for scripts and for
+// The daemon qmail-rspawn sends by the same package, proto/sender; this program is for scripts and for
 // operators who want to see.
 //
-// Control files: helohost, me, resolvers, smtproutes, timeoutconnect, timeoutremote.
+// Control files: helohost, me, qmtproutes, resolvers, smtproutes, timeoutconnect, timeoutremote.
 package remote
 
 import (
@@ -16,7 +16,7 @@ import (
 	"os"
 
 	"qmail/internal/proto/smtp/client"
-	"qmail/internal/proto/smtp/sender"
+	"qmail/internal/proto/sender"
 	"qmail/internal/store/control"
 	"qmail/internal/system/env"
 )

@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"qmail/internal/proto/jobs"
-	"qmail/internal/proto/smtp/sender"
+	"qmail/internal/proto/sender"
 	"qmail/internal/store/control"
 	"qmail/internal/system/dns"
 	"qmail/internal/system/ipc"

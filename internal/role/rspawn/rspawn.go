@@ -2,9 +2,9 @@
 // qmail-send and reports each recipient in the words that qmail-rspawn would have made of qmail-remote's.
 //
 // It opens no file of the queue and listens to nobody: jobs and bodies come over the link from qmail-send,
-// messages go out by proto/smtp/sender, over connections that the next job may use again.
+// messages go out by proto/sender, by SMTP or QMTP, over connections that the next job may use again.
 //
-// Control files: helohost, me, resolvers, smtproutes, timeoutconnect, timeoutremote. All are read again on a
+// Control files: helohost, me, qmtproutes, resolvers, smtproutes, timeoutconnect, timeoutremote. All are read again on a
 // reload, where an error names file and line and keeps what was before.
 package rspawn
 
@@ -21,7 +21,7 @@ import (
 	"qmail/internal/format/address"
 	"qmail/internal/proto/jobs"
 	"qmail/internal/proto/smtp/client"
-	"qmail/internal/proto/smtp/sender"
+	"qmail/internal/proto/sender"
 	"qmail/internal/store/control"
 	"qmail/internal/system/dns"
 	"qmail/internal/system/env"

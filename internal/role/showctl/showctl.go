@@ -14,7 +14,7 @@ import (
 
 	"qmail/internal/check/relay"
 	"qmail/internal/format/cdb"
-	"qmail/internal/proto/smtp/sender"
+	"qmail/internal/proto/sender"
 	"qmail/internal/store/control"
 	"qmail/internal/system/env"
 )

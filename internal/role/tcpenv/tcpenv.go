@@ -21,7 +21,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"qmail/internal/proto/smtp/sender"
+	"qmail/internal/proto/sender"
 	"qmail/internal/store/control"
 	"qmail/internal/system/child"
 	"qmail/internal/system/dns"

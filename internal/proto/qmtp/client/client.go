@@ -59,7 +59,7 @@ type Conn struct {
 	timeout time.Duration // caps every wait
 	waiting atomic.Int32  // callers that want to write, or do
 
-	writing sync.Mutex
+	writing chan struct{} // holds one token while somebody writes
 	out     *bufio.Writer
 
 	mu     sync.Mutex
@@ -79,7 +79,7 @@ type pending struct {
 
 // New takes a connected socket; it belongs to the Conn. timeout caps every wait, and may be 0.
 func New(conn net.Conn, timeout time.Duration) *Conn {
-	c := &Conn{conn: conn, timeout: timeout, done: make(chan struct{})}
+	c := &Conn{conn: conn, timeout: timeout, writing: make(chan struct{}, 1), done: make(chan struct{})}
 	c.out = bufio.NewWriterSize(timed{c}, blockSize)
 	go c.read()
 	return c
@@ -158,13 +158,13 @@ func (c *Conn) Send(m *Message) Result {
 		return Result{Answers: []string{}, Sent: true}
 	}
 	c.waiting.Add(1)
-	c.writing.Lock()
+	c.writing <- struct{}{}
 	err := c.write(m, p)
 	// Whoever waits behind us writes more at once; the last one sends it off.
 	if last := c.waiting.Add(-1) == 0; last && err == nil {
 		err = c.out.Flush()
 	}
-	c.writing.Unlock()
+	<-c.writing
 	if err != nil && err != ErrUnreadable {
 		c.fail(err)
 	}
@@ -232,7 +232,7 @@ func (c *Conn) expect() { c.conn.SetReadDeadline(time.Now().Add(c.within(answerT
 
 // copy writes exactly n bytes of r.
 func (c *Conn) copy(r io.Reader, n int64) error {
-	buf := make([]byte, min(n, blockSize))
+	buf := make([]byte, max(min(n, blockSize), 1))
 	for n > 0 {
 		k, err := r.Read(buf[:min(n, int64(len(buf)))])
 		if k > 0 {
@@ -248,6 +248,9 @@ func (c *Conn) copy(r io.Reader, n int64) error {
 		if n -= int64(k); n > 0 && err != nil {
 			return ErrUnreadable
 		}
+	}
+	if k, err := io.ReadFull(r, buf[:1]); k > 0 || err != io.EOF { // better none than one cut short
+		return ErrUnreadable
 	}
 	return nil
 }

@@ -221,6 +221,7 @@ func TestAMessageThatCannotBeRead(t *testing.T) {
 	for _, m := range []*Message{
 		{Recipients: []string{"u@b"}, Head: []byte("head"), Rest: strings.NewReader("short"), Size: 1000},
 		{Recipients: []string{"u@b"}, Head: []byte("head"), Rest: io.MultiReader(strings.NewReader("xx"), failing{}), Size: 1000},
+		{Recipients: []string{"u@b"}, Head: []byte("head"), Rest: strings.NewReader("longer"), Size: 6},
 		{Recipients: []string{"u@b"}, Head: []byte("head"), Size: 1000},
 	} {
 		synctest.Test(t, func(t *testing.T) {

@@ -25,7 +25,7 @@ const (
 	Classic Care = false
 )
 
-// Load reads helohost (default me), smtproutes, timeoutconnect and timeoutremote. Where neither helohost nor me
+// Load reads helohost (default me), qmtproutes, smtproutes, timeoutconnect and timeoutremote. Where neither helohost nor me
 // exists, Hello is empty and everything is deferred. An error names the file, and the line where one is at fault.
 func Load(dir control.Dir, care Care) (*Config, error) {
 	c := &Config{}
@@ -39,7 +39,10 @@ func Load(dir control.Dir, care Care) (*Config, error) {
 	if c.Timeout, err = seconds(dir, "timeoutremote", 1200, care); err != nil {
 		return nil, err
 	}
-	c.Route, err = routes(dir, care)
+	if c.Route, err = routes(dir, "smtproutes", smtproute.SMTP, care); err != nil {
+		return nil, err
+	}
+	c.QMTP, err = routes(dir, "qmtproutes", smtproute.QMTP, care)
 	return c, err
 }
 
@@ -83,16 +86,16 @@ func seconds(dir control.Dir, name string, otherwise int64, care Care) (time.Dur
 // nowhere is an address that no connection can be made to.
 func nowhere() smtproute.Relay { return smtproute.Relay{Addr: netip.IPv4Unspecified()} }
 
-// routes reads smtproutes.
-func routes(dir control.Dir, care Care) (func(domain string) (smtproute.Relay, bool), error) {
-	entries, _, err := dir.Entries("smtproutes")
+// routes reads smtproutes or qmtproutes.
+func routes(dir control.Dir, name string, port uint16, care Care) (func(domain string) (smtproute.Relay, bool), error) {
+	entries, _, err := dir.Entries(name)
 	if err != nil {
 		return nil, err
 	}
 	var lines []string
 	for _, e := range entries {
 		if err := checkRoute(e.Text); err != nil && care == Strict {
-			return nil, fmt.Errorf("%s: line %d: %q: %w", dir.Path("smtproutes"), e.Number, e.Text, err)
+			return nil, fmt.Errorf("%s: line %d: %q: %w", dir.Path(name), e.Number, e.Text, err)
 		}
 		lines = append(lines, e.Text)
 	}
@@ -102,7 +105,7 @@ func routes(dir control.Dir, care Care) (func(domain string) (smtproute.Relay, b
 		if !ok {
 			return smtproute.Relay{}, false
 		}
-		relay, err := smtproute.ParseRelay(value)
+		relay, err := smtproute.ParseRelay(value, port)
 		if err != nil {
 			relay = nowhere()
 		}
@@ -115,7 +118,7 @@ func checkRoute(line string) error {
 	if !ok {
 		return errors.New("there is no colon")
 	}
-	_, err := smtproute.ParseRelay(value)
+	_, err := smtproute.ParseRelay(value, smtproute.SMTP)
 	return err
 }
 

@@ -117,6 +117,8 @@ func (n *internet) dial(ctx context.Context, addr netip.AddrPort) (net.Conn, err
 	case "dead":
 		<-ctx.Done()
 		return nil, &net.OpError{Op: "dial", Net: "tcp", Err: ctx.Err()}
+	case "qmtp":
+		return n.qmtp(host)
 	case "no files":
 		return nil, &net.OpError{Op: "dial", Net: "tcp", Err: syscall.EMFILE}
 	}
@@ -217,7 +219,7 @@ func (n *internet) sender(routes ...string) *Sender {
 	s.Configure(&Config{Hello: "here.example", ConnectTimeout: time.Minute, Timeout: 20 * time.Minute,
 		Route: func(domain string) (smtproute.Relay, bool) {
 			v, _, ok := m.Domain(domain)
-			relay, err := smtproute.ParseRelay(v)
+			relay, err := smtproute.ParseRelay(v, smtproute.SMTP)
 			return relay, ok && err == nil
 		}})
 	return s

@@ -1,5 +1,6 @@
 // Package sender takes a message to a domain: by control/smtproutes or the DNS to addresses, by an idle
-// connection or a new one to the first that speaks SMTP with us, and back with the words of qmail-remote.
+// connection or a new one to the first that speaks SMTP with us, and back with the words of qmail-remote. Where
+// control/qmtproutes has a relay for the domain it goes there by QMTP, with others over one connection.
 //
 // An address that does not answer, a greeting that is not 220, a refused HELO or a session that ends before
 // the server has said anything to the message lead to the next address; once it has, its word counts
@@ -35,8 +36,8 @@ type Config struct {
 	Hello          string        // helohost
 	ConnectTimeout time.Duration // timeoutconnect
 	Timeout        time.Duration // timeoutremote
-	// Route is the entry of smtproutes for a domain.
-	Route func(domain string) (smtproute.Relay, bool)
+	// Route is the entry of smtproutes for a domain, QMTP that of qmtproutes, which counts first; nil has none.
+	Route, QMTP func(domain string) (smtproute.Relay, bool)
 }
 
 // World is what the machine gives.
@@ -56,6 +57,7 @@ type Sender struct {
 	local  atomic.Pointer[local]
 	slow   *tcpto.Table
 	pool   pool
+	links  links
 	// buffers are shared by all connections.
 	buffers client.Buffers
 }
@@ -63,7 +65,7 @@ type Sender struct {
 // New makes a sender; Close ends it. Until Configure it defers everything.
 func New(w World) *Sender {
 	s := &Sender{world: w, slow: tcpto.New(w.Random)}
-	s.pool.now = w.Now
+	s.pool.now, s.links.now = w.Now, w.Now
 	return s
 }
 
@@ -88,7 +90,10 @@ func (s *Sender) Configure(c *Config) {
 func (s *Sender) Slow() *tcpto.Table { return s.slow }
 
 // Close ends idle connections in peace and cuts those in use; messages under way get Z.
-func (s *Sender) Close() { s.pool.close() }
+func (s *Sender) Close() {
+	s.links.close()
+	s.pool.close()
+}
 
 // verdict is a result that needs no server: a letter and a text, with its final LF.
 func verdict(letter byte, text string, recipients int) client.Result {
@@ -113,6 +118,11 @@ func (s *Sender) Send(ctx context.Context, domain string, m *client.Message) cli
 	c := s.config.Load()
 	if c == nil || c.Hello == "" {
 		return verdict('Z', NoControls, n)
+	}
+	if c.QMTP != nil {
+		if relay, routed := c.QMTP(domain); routed && !relay.Direct() {
+			return s.sendQMTP(ctx, c, relay, m)
+		}
 	}
 	targets, refusal := s.targets(ctx, c, domain)
 	if refusal != nil {
