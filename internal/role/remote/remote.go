@@ -15,8 +15,8 @@ import (
 	"log/slog"
 	"os"
 
-	"qmail/internal/proto/smtp/client"
 	"qmail/internal/proto/sender"
+	"qmail/internal/proto/smtp/client"
 	"qmail/internal/store/control"
 	"qmail/internal/system/env"
 )

@@ -20,8 +20,8 @@ import (
 
 	"qmail/internal/format/address"
 	"qmail/internal/proto/jobs"
-	"qmail/internal/proto/smtp/client"
 	"qmail/internal/proto/sender"
+	"qmail/internal/proto/smtp/client"
 	"qmail/internal/store/control"
 	"qmail/internal/system/dns"
 	"qmail/internal/system/env"
