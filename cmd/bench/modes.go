@@ -29,11 +29,14 @@ func modes() []mode {
 	const messages = "messages"
 	return []mode{
 		{Mode: report.Mode{Key: "a", Title: "until 250, while they are delivered to a Maildir", Unit: messages}, run: flow, accept: true},
+		{Mode: report.Mode{Key: "A", Title: "as a, with commands pipelined", Unit: messages}, run: flow, accept: true, pipeline: true},
 		{Mode: report.Mode{Key: "h", Title: "until 250, all held in the queue", Unit: messages}, run: flow, accept: true, hold: true},
 		{Mode: report.Mode{Key: "n", Title: "as h, with a new connection for each message", Unit: messages}, run: flow, accept: true, hold: true, single: true, extra: true},
 		{Mode: report.Mode{Key: "p", Title: "as h, with commands pipelined", Unit: messages}, run: flow, accept: true, hold: true, pipeline: true},
 		{Mode: report.Mode{Key: "b", Title: "until all are in one Maildir", Unit: messages}, run: flow},
+		{Mode: report.Mode{Key: "B", Title: "as b, with commands pipelined", Unit: messages}, run: flow, pipeline: true},
 		{Mode: report.Mode{Key: "c", Title: "until all have left to the sink", Unit: messages}, run: flow, relay: true},
+		{Mode: report.Mode{Key: "C", Title: "as c, with commands pipelined", Unit: messages}, run: flow, relay: true, pipeline: true},
 		{Mode: report.Mode{Key: "d", Title: "a message to many recipients, until all have left", Unit: "recipients"}, run: posts, list: true},
 		{Mode: report.Mode{Key: "v", Title: "as d, with VERP", Unit: "recipients"}, run: posts, list: true, verp: true, extra: true},
 		{Mode: report.Mode{Key: "e", Title: "idle sessions", Unit: "sessions"}, run: hold, held: true},
