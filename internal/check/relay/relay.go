@@ -1,5 +1,6 @@
-// Package relay says who may send where: rcpthosts, morercpthosts.cdb, relayclients, badmailfrom, envnoathost,
-// localiphost and percenthack, read once into a Policy that never changes.
+// Package relay says who may send where: rcpthosts, morercpthosts.cdb, relayclients, badhelo, badmailfrom,
+// badrcptto (these three also with norelay at the end of their names), envnoathost, localiphost and percenthack,
+// read once into a Policy that never changes.
 //
 // One thing differs from qmail-smtpd on purpose: without rcpthosts nobody but relay clients may send anything.
 // No state of these files makes us a relay for a stranger: one that cannot be read or understood is an error
@@ -22,7 +23,9 @@ type Policy struct {
 	hosts       control.Set // rcpthosts
 	more        *cdb.DB     // morercpthosts.cdb; nil if there is none, or no rcpthosts
 	clients     Networks    // relayclients
-	badSenders  control.Set
+	badSenders  unwanted    // badmailfrom
+	badRcpts    unwanted    // badrcptto
+	badHelos    unwanted    // badhelo
 	percentHack control.Set
 	own         map[netip.Addr]bool
 	localIPHost string // stands in for our own address literals; empty if unknown
@@ -48,8 +51,10 @@ func Load(dir control.Dir, own []netip.Addr) (*Policy, error) {
 	if p.clients, _, err = LoadNetworks(dir, "relayclients"); err != nil {
 		return nil, err
 	}
-	if p.badSenders, err = loadSet(dir, "badmailfrom", isAddressPattern); err != nil {
-		return nil, err
+	for name, list := range map[string]*unwanted{"badmailfrom": &p.badSenders, "badrcptto": &p.badRcpts, "badhelo": &p.badHelos} {
+		if *list, err = loadUnwanted(dir, name); err != nil {
+			return nil, err
+		}
 	}
 	p.percentHack, err = loadSet(dir, "percenthack", isDomain)
 	return p, err
@@ -121,6 +126,8 @@ func (p *Policy) Client(ip netip.Addr) bool { return p.clients.Has(ip) }
 var (
 	errHost     = &reply.Error{Code: 553, Status: "5.7.1", Text: "sorry, that domain isn't in my list of allowed rcpthosts (#5.7.1)"}
 	errSender   = &reply.Error{Code: 553, Status: "5.7.1", Text: "sorry, your envelope sender is in my badmailfrom list (#5.7.1)"}
+	errRcpt     = &reply.Error{Code: 553, Status: "5.7.1", Text: "sorry, your envelope recipient is in my badrcptto list (#5.7.1)"}
+	errHelo     = &reply.Error{Code: 553, Status: "5.7.1", Text: "sorry, your HELO host name is in my badhelo list (#5.7.1)"}
 	errBareFrom = &reply.Error{Code: 553, Status: "5.1.7", Text: "sorry, your envelope sender has no domain (#5.1.7)"}
 	errBareTo   = &reply.Error{Code: 553, Status: "5.1.3", Text: "sorry, that address has no domain (#5.1.3)"}
 	errControl  = &reply.Error{Code: 451, Status: "4.3.0", Text: "unable to read controls (#4.3.0)"}
@@ -137,10 +144,13 @@ func (p *Policy) Sender(relay bool, path address.Path) (string, error) {
 
 // Recipient returns the forward-path as it shall be stored, or the refusal. sender is what Sender returned.
 func (p *Policy) Recipient(relay bool, sender string, path address.Path) (string, error) {
-	if p.badSender(sender) {
+	if sender != "" && p.badSenders.address(relay, sender) {
 		return "", errSender
 	}
 	recipient := p.literal(path.Address)
+	if p.badRcpts.address(relay, recipient) {
+		return "", errRcpt
+	}
 	if relay {
 		return recipient, nil
 	}
@@ -156,6 +166,14 @@ func (p *Policy) Recipient(relay bool, sender string, path address.Path) (string
 	}
 	_, domain, _ = address.Split(p.unhack(recipient))
 	return recipient, p.allowed(domain)
+}
+
+// Helo says whether a client may go by that name. Like a bad sender it is to be refused at RCPT.
+func (p *Policy) Helo(relay bool, name string) error {
+	if p.badHelos.host(relay, name) {
+		return errHelo
+	}
+	return nil
 }
 
 // Raw is Recipient for QMTP, whose addresses are bytes without a syntax: nothing is replaced, senders do not count,
@@ -205,17 +223,6 @@ func (p *Policy) literal(addr string) string {
 		return addr
 	}
 	return local + "@" + p.localIPHost
-}
-
-func (p *Policy) badSender(sender string) bool {
-	if sender == "" || len(p.badSenders) == 0 {
-		return false
-	}
-	if p.badSenders.Has(sender) {
-		return true
-	}
-	i := strings.LastIndexByte(sender, '@')
-	return i >= 0 && p.badSenders.Has(sender[i:])
 }
 
 // allowed looks up the domain and each suffix that begins at a dot: in rcpthosts, then in morercpthosts.

@@ -232,6 +232,9 @@ func TestLoadNamesFileAndLine(t *testing.T) {
 		{"a network of all mapped addresses", "relayclients", "::ffff:0.0.0.0/80\n", "relayclients:1:"},
 		{"a name", "relayclients", "client.example\n", "relayclients:1:"},
 		{"a control byte", "badmailfrom", "a\x00b@c.example\n", "badmailfrom:1:"},
+		{"an expression that is none", "badrcptto", "a@b.example\n(\n", "badrcptto:2:"},
+		{"a repetition of nothing", "badmailfrom", "!*x\n", "badmailfrom:1:"},
+		{"a line that never ends", "badhelo", strings.Repeat("x", 2000) + "\n", "badhelo:1:"},
 		{"a bad percenthack domain", "percenthack", "a b\n", "percenthack:1:"},
 		{"a damaged cdb", "morercpthosts.cdb", "x", "morercpthosts.cdb:"},
 		{"an empty cdb", "morercpthosts.cdb", "", "morercpthosts.cdb:"},
@@ -250,7 +253,8 @@ func TestLoadNamesFileAndLine(t *testing.T) {
 }
 
 func TestAnUnreadableFileIsAnError(t *testing.T) {
-	for _, name := range []string{"rcpthosts", "morercpthosts.cdb", "relayclients", "badmailfrom", "percenthack", "localiphost", "envnoathost"} {
+	for _, name := range []string{"rcpthosts", "morercpthosts.cdb", "relayclients", "badmailfrom", "badmailfromnorelay", "badrcptto", "badrcpttonorelay", "badhelo",
+		"badhelonorelay", "percenthack", "localiphost", "envnoathost"} {
 		dir := home(t, map[string]string{"me": "here.example\n", "rcpthosts": "here.example\n"})
 		os.Remove(dir.Path(name))
 		if err := os.Mkdir(dir.Path(name), 0o755); err != nil {
@@ -288,6 +292,7 @@ func FuzzNeverARelay(f *testing.F) {
 	p := &Policy{
 		hosts: control.NewSet([]string{"here.example", ".sub.example"}), percentHack: control.NewSet([]string{"here.example"}),
 		localIPHost: "here.example", own: map[netip.Addr]bool{},
+		badSenders: unwanted{&patterns{}, &patterns{}}, badRcpts: unwanted{&patterns{}, &patterns{}}, badHelos: unwanted{&patterns{}, &patterns{}},
 	}
 	for _, s := range []string{"<a@here.example>", `<"a@b"@x.sub.example>`, "<@x:a@here.example>", "<a%b@here.example>", "<a@[127.0.0.1]>", "<postmaster>"} {
 		f.Add(s)

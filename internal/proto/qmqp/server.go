@@ -131,7 +131,7 @@ func (s *session) run() (answer string, err error) {
 				return "", err
 			}
 			if e.kind == end {
-				return s.commit(), nil
+				return s.commit()
 			}
 			if e.kind == nothing {
 				break
@@ -258,18 +258,22 @@ func clean(e event) bool {
 	return !e.long
 }
 
-// commit lets the queue have the message, and returns what the client is told.
-func (s *session) commit() string {
+// commit lets the queue have the message, and returns what the client is told: nothing, and an error, if the queue
+// does not answer, since a refusal would promise that the message is not delivered.
+func (s *session) commit() (answer string, err error) {
 	if s.failure != nil {
-		return s.refuse(s.failure)
+		return s.refuse(s.failure), nil
 	}
 	m := s.message
 	s.message = nil
 	qp, err := m.Commit(&s.envelope)
-	if err != nil {
-		return s.refuse(err)
+	switch {
+	case errors.Is(err, reply.ErrInDoubt):
+		return "", err
+	case err != nil:
+		return s.refuse(err), nil
 	}
-	return "K" + reply.Accepted(s.server.Now(), qp)
+	return "K" + reply.Accepted(s.server.Now(), qp), nil
 }
 
 func (s *session) refuse(err error) string {

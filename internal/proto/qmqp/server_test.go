@@ -150,6 +150,8 @@ func TestServer(t *testing.T) {
 		{"the queue refuses in the middle", request(long, "", "u@b"), func(w *world) { w.stop = reply.Permanent("5.3.4", "too large (#5.3.4)", nil) }, str("Dtoo large (#5.3.4)"), "", nil},
 		{"the queue refuses at the end", request("x", "", "u@b"), func(w *world) { w.commit = reply.Temporary("4.3.0", "disk full (#4.3.0)", nil) }, str("Zdisk full (#4.3.0)"), "", nil},
 
+		{"the queue does not answer", request("x", "", "u@b"), func(w *world) { w.commit = &reply.Error{Code: 451, Text: "gone", Err: reply.ErrInDoubt} }, "", "", reply.ErrInDoubt},
+
 		{"a letter in the length", "12a:", nil, "", "", netstring.ErrSyntax},
 		{"a leading zero", "0005:hello,x", nil, "", "", netstring.ErrSyntax},
 		{"a length beyond all bounds", "20000000000000:5:", nil, "", "", netstring.ErrTooLong},

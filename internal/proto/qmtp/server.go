@@ -123,6 +123,7 @@ type session struct {
 type pending struct {
 	answers answers
 	ready   chan struct{} // closed when texts[0] is known
+	doubt   bool          // or rather will never be
 	held    int
 }
 
@@ -329,6 +330,11 @@ func (s *session) commit(p *pending, m Message, d *delivery) {
 		}
 	}()
 	qp, err := m.Commit(&d.envelope)
+	if errors.Is(err, reply.ErrInDoubt) {
+		p.doubt = true
+		s.tell("message", "no answer from the queue, and so none to the client")
+		return
+	}
 	if err != nil {
 		p.answers.texts[0] = reply.Line(err)
 		s.tell("message", p.answers.texts[0])
@@ -350,6 +356,10 @@ func (s *session) answer() {
 		if len(s.pending) == 0 || !isReady(p) {
 			out = s.flush(out)
 			<-p.ready
+		}
+		if p.doubt { // to say Z would promise that it is not delivered, and what comes later cannot be said without
+			out = s.flush(out)
+			s.hangUp()
 		}
 		for i := 0; i < len(p.answers.verdicts) && !s.broken.Load(); {
 			out, i = p.answers.appendTo(out, i, flushAt)
@@ -384,8 +394,13 @@ func (s *session) flush(out []byte) []byte {
 		_, err = s.stream.Write(out)
 	}
 	if err != nil {
-		s.broken.Store(true)
-		s.stream.SetReadDeadline(time.Unix(1, 0))
+		s.hangUp()
 	}
 	return out[:0]
+}
+
+// hangUp ends the session: nothing more is said.
+func (s *session) hangUp() {
+	s.broken.Store(true)
+	s.stream.SetReadDeadline(time.Unix(1, 0))
 }

@@ -345,6 +345,35 @@ func TestAnswersKeepTheirOrder(t *testing.T) {
 	})
 }
 
+// TestDoubtIsNotARefusal: the queue took a message and did not answer. What was known before is said, and nothing
+// after it.
+func TestDoubtIsNotARefusal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.queue.commit = func(body string) error {
+			if body == "doubt\n" {
+				return &reply.Error{Code: 451, Status: "4.3.0", Text: "unable to reach the queue", Err: reply.ErrInDoubt}
+			}
+			return nil
+		}
+		client, _, done := talk(t, w)
+		go func() {
+			for _, body := range []string{"\nfirst\n", "\ndoubt\n", "\nthird\n"} {
+				io.WriteString(client, pack(body, "", "u@ok.example"))
+				time.Sleep(time.Second)
+			}
+		}()
+		got, err := io.ReadAll(client)
+		if string(got) != strs(ok1) || err != nil {
+			t.Errorf("%q, %v", got, err)
+		}
+		if err := <-done; err != io.ErrClosedPipe {
+			t.Errorf("ended with %v", err)
+		}
+		time.Sleep(time.Minute)
+	})
+}
+
 // talk is a session over a pipe, in virtual time.
 func talk(t *testing.T, w *world) (client net.Conn, stop context.CancelFunc, done chan error) {
 	client, server := net.Pipe()

@@ -23,6 +23,7 @@ type Config struct {
 
 	relay       *relay.Policy
 	relayClient *string // RELAYCLIENT
+	anyHelo     bool    // NOBADHELO
 }
 
 // What holds where no file says otherwise.
@@ -60,6 +61,7 @@ func ReadConfig(e *env.Env, own []netip.Addr) (*Config, error) {
 	if value, set := e.Lookup("RELAYCLIENT"); set {
 		c.relayClient = &value
 	}
+	_, c.anyHelo = e.Lookup("NOBADHELO")
 	return c, c.readNumbers(dir, e)
 }
 
@@ -119,6 +121,11 @@ func (c *Config) Sender(p *server.Peer, path address.Path) (string, error) {
 
 // Recipient is server.Policy.
 func (c *Config) Recipient(p *server.Peer, sender string, path address.Path) (string, error) {
+	if !c.anyHelo {
+		if err := c.relay.Helo(p.Relay != nil, p.Helo); err != nil {
+			return "", err
+		}
+	}
 	recipient, err := c.relay.Recipient(p.Relay != nil, sender, path)
 	if err == nil && p.Relay != nil {
 		recipient += *p.Relay

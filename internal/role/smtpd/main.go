@@ -3,10 +3,11 @@
 // sockets and link to qmail-send come from there; started by hand, by tcpserver, inetd or systemd, it serves the
 // connection on descriptors 0 and 1 (classic.go).
 //
-// Control files: badmailfrom, concurrencyincoming, databytes, localiphost, maxmemory, maxperclient,
-// maxrecipients, me, morercpthosts.cdb, percenthack, rcpthosts, relayclients, smtpgreeting, timeoutsmtpd. All
-// are read at the start, where an error ends the program, and again on a reload, where it keeps what was
-// before. Environment: DATABYTES, RELAYCLIENT.
+// Control files: badhelo, badmailfrom and badrcptto, the same with norelay at their ends, concurrencyincoming,
+// databytes, localiphost, maxmemory, maxperclient, maxrecipients, me, morercpthosts.cdb, percenthack, rcpthosts,
+// relayclients, smtpgreeting, timeoutsmtpd. All are read at the start, where an error ends the program, and again on
+// a reload, where it keeps what was before. Environment: DATABYTES, NOBADHELO, QMAILQUEUE, RELAYCLIENT and the
+// variables of tcp-environ(5).
 //
 // Memory is bounded: by concurrencyincoming times what a session holds (some 8 KB, and while a message comes in
 // 32 KiB more; see proto/smtp/server), and by maxmemory for all that sessions have been sent, messages and long

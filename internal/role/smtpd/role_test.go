@@ -296,6 +296,14 @@ func TestTheLinkComesAndGoes(t *testing.T) {
 	c.hello()
 	c.expect("354", toData, 3)
 	r.theirs.Close()
+	other := r.dial(t) // until the role has noticed, it may give a message away, and then say nothing of it
+	other.hello()
+	other.say("MAIL FROM:<>\r\n", 1)
+	for i := 0; !strings.HasPrefix(other.say(fmt.Sprintf("RCPT TO:<u%d@test.example>\r\n", i), 1), "451"); i++ {
+		if i > 1000 {
+			t.Fatal("recipients are known without a link")
+		}
+	}
 	c.expect("451 4.3.0", "x\r\n.\r\n", 1)
 	c.expect("451 4.3.0", "MAIL FROM:<>\r\nRCPT TO:<v@test.example>\r\n", 2)
 	ours, _ := r.link(t)

@@ -40,7 +40,7 @@ func (s *Session) Received(dst []byte, now time.Time) []byte {
 	case s.extended:
 		with = "ESMTP"
 	}
-	return appendReceived(dst, s.peer, s.name, with, now)
+	return appendReceived(dst, s.peer, s.peer.Helo, with, now)
 }
 
 // Feed takes a block of the message and returns what the queue shall get, in b's memory, and how much of b

@@ -28,6 +28,7 @@ type Peer struct {
 	Host    string     // its name, from the DNS
 	Info    string     // what an ident server says of it
 	Local   string     // our name or address on this connection
+	Helo    string     // what it calls itself; the session sets it
 	Relay   *string    // RELAYCLIENT: may send anywhere, and what to add to each recipient; nil if not set
 }
 
@@ -123,8 +124,7 @@ type Session struct {
 	peer     *Peer
 
 	at       state
-	name     string // HELO's argument
-	extended bool   // EHLO, not HELO
+	extended bool // EHLO, not HELO
 	counted  counts
 	pardoned bool // the reply at hand does not count as an error
 	tx       transaction
@@ -232,8 +232,8 @@ func (s *Session) hello(dst, arg []byte, extended bool) ([]byte, Next) {
 	}
 	s.reset()
 	s.at, s.extended = hello, extended
-	if s.name != string(arg) {
-		s.name = string(arg)
+	if s.peer.Helo != string(arg) {
+		s.peer.Helo = string(arg)
 	}
 	if !extended {
 		return append(append(append(dst, "250 "...), s.config.Greeting...), "\r\n"...), More
