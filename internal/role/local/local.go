@@ -5,6 +5,9 @@
 // qmail-send over descriptor 0, several at once, until that ends. As the classic program it delivers the
 // message on descriptor 0 and says by its exit code what became of it: 0 done, 100 never, 111 later.
 //
+// A worker whose environment has QMAILLOCAL runs that program for each recipient, with the classic arguments and
+// descriptors, and does nothing else.
+//
 // The text of a .qmail file is understood as a whole before anything is done about it. All deliveries of a
 // worker into one maildir share its syncs.
 package local

@@ -108,12 +108,11 @@ func (m *message) stdin() (f *os.File, done func(), err error) {
 		return m.own, func() {}, err
 	}
 	if m.copy == nil {
-		if m.copy, err = unnamed(m.body); err != nil {
+		if m.copy, err = m.body.Copy(); err != nil {
 			return nil, nil, err
 		}
 	}
-	// Opened anew, each program has an offset of its own and no right to write.
-	f, err = os.Open(fmt.Sprintf("/proc/self/fd/%d", m.copy.Fd()))
+	f, err = jobs.Reopen(m.copy)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -125,31 +124,4 @@ func (m *message) close() {
 		m.copy.Close()
 		m.copy = nil
 	}
-}
-
-// inMemory is how long a message may be to be copied to memory, in bytes, and not to a disk.
-const inMemory = 1 << 20
-
-// unnamed copies a message into a file that nobody else can reach.
-func unnamed(b *jobs.Body) (*os.File, error) {
-	fd, err := -1, error(nil)
-	if b.Size() > inMemory {
-		fd, err = unix.Open(os.TempDir(), unix.O_RDWR|unix.O_TMPFILE|unix.O_CLOEXEC, 0o600)
-	}
-	if fd < 0 {
-		fd, err = unix.MemfdCreate("message", unix.MFD_CLOEXEC)
-	}
-	if err != nil {
-		return nil, err
-	}
-	f := os.NewFile(uintptr(fd), "message")
-	n, err := io.Copy(f, b.Reader())
-	if err == nil && n != b.Size() {
-		err = io.ErrUnexpectedEOF
-	}
-	if err != nil {
-		f.Close()
-		return nil, err
-	}
-	return f, nil
 }

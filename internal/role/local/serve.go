@@ -29,7 +29,10 @@ func newWorker(e *env.Env, user, home, fallback string) *worker {
 			s.vars = append(s.vars, name+"="+value)
 		}
 	}
-	return &worker{site: s, door: queue, user: user, home: home, fallback: fallback, slots: make(chan struct{}, together)}
+	return &worker{
+		site: s, door: queue, user: user, home: home, fallback: fallback, program: e.Get("QMAILLOCAL"),
+		slots: make(chan struct{}, together),
+	}
 }
 
 // serve takes jobs until qmail-send has no more. It does not stop for less: what it is told to do it finishes.
@@ -58,6 +61,7 @@ type worker struct {
 	*site
 	door                 *door
 	user, home, fallback string
+	program              string // to be run instead of all that is here, for each recipient
 	slots                chan struct{}
 }
 
@@ -86,7 +90,12 @@ func (w *worker) report(ctx context.Context, j *jobs.Job, recipient string, body
 		user: w.user, home: w.home, local: local, domain: domain, dash: j.Dash, ext: j.Ext,
 		sender: j.Sender, fallback: w.fallback, message: &message{body: body},
 	}
-	if j.Verify {
+	switch {
+	case w.program != "" && j.Verify:
+		return verdict(nil) // only it knows
+	case w.program != "":
+		return w.runModule(ctx, d)
+	case j.Verify:
 		return verdict(w.verify(d))
 	}
 	out := &capped{}

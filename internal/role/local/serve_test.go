@@ -133,12 +133,19 @@ type world struct {
 	*sender
 	home, user string // directories
 	queue      *queue
+	uid        uint32 // whose they are, if we are root
 }
 
 func newWorld(t testing.TB, vars ...string) *world {
 	t.Helper()
+	return newWorldOf(t, nobody, vars...)
+}
+
+// newWorldOf is newWorld for a certain user.
+func newWorldOf(t testing.TB, uid uint32, vars ...string) *world {
+	t.Helper()
 	home := worldDir(t)
-	w := &world{home: home, user: home + "/user", queue: openQueue(t, home)}
+	w := &world{home: home, user: home + "/user", queue: openQueue(t, home), uid: uid}
 	for _, dir := range []string{"", "/Maildir", "/Maildir/tmp", "/Maildir/new", "/Maildir/cur"} {
 		must(t, os.Mkdir(w.user+dir, 0o755))
 		w.own(t, w.user+dir)
@@ -154,6 +161,9 @@ func (w *world) spawn(t testing.TB, vars ...string) *sender {
 	must(t, err)
 	defer theirs.Close()
 	cmd := asUser("/", append([]string{"QMAILHOME=" + w.home, "PATH=/usr/bin:/bin"}, vars...), "--serve", "alice", w.user, "./Maildir/")
+	if os.Getuid() == 0 {
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: w.uid, Gid: w.uid}
+	}
 	var said bytes.Buffer
 	cmd.Stdin, cmd.Stderr = theirs, &said
 	must(t, cmd.Start())
@@ -176,7 +186,7 @@ func (w *world) spawn(t testing.TB, vars ...string) *sender {
 func (w *world) own(t testing.TB, path string) {
 	t.Helper()
 	if os.Getuid() == 0 {
-		must(t, os.Lchown(path, nobody, nobody))
+		must(t, os.Lchown(path, int(w.uid), int(w.uid)))
 	}
 }
 

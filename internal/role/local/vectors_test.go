@@ -22,7 +22,7 @@ import (
 
 // TestMain is also the qmail-local of these tests, so that it can run as somebody who is not root.
 func TestMain(m *testing.M) {
-	if os.Args[0] != "qmail-local" {
+	if filepath.Base(os.Args[0]) != "qmail-local" {
 		os.Exit(m.Run())
 	}
 	e, err := env.Process()

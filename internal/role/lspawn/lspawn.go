@@ -1,6 +1,6 @@
 // Package lspawn is qmail-lspawn: it says whose mail a local part is and starts qmail-local as that user. It
 // is the one role that keeps the rights of root, so it reads nothing of a message: its input is a local part
-// (proto/lookup), users/cdb, passwd, and the administrator's control/defaultdelivery.
+// (proto/lookup), users/cdb, passwd, and the administrator's control/defaultdelivery and control/qmaillocal.
 //
 // A qmail-local gets one end of a socket pair as descriptor 0, the other end goes to qmail-send, and from
 // then on lspawn is out of the way. The user's name and home, and the default delivery, are arguments that
@@ -74,7 +74,8 @@ func Main(ctx context.Context, e *env.Env, args []string) int {
 type spawner struct {
 	tables   *users.Tables
 	delivery func() (string, error)
-	program  string // what is executed as qmail-local
+	module   func() (string, error) // what qmail-local shall run instead of itself; may be empty
+	program  string                 // what is executed as qmail-local
 	vars     []string
 	uid      int
 	log      *slog.Logger
@@ -91,6 +92,7 @@ func newSpawner(e *env.Env, passwd string, log *slog.Logger) *spawner {
 	return &spawner{
 		tables:   users.New(filepath.Join(e.Home, "users", "cdb"), passwd),
 		delivery: func() (string, error) { return readDelivery(control.Open(e.Home)) },
+		module:   func() (string, error) { return readModule(e) },
 		program:  "/proc/self/exe", // survives a new version in its place, or none
 		vars:     []string{"QMAILHOME=" + e.Home, "PATH=" + path},
 		uid:      os.Geteuid(),
@@ -105,6 +107,15 @@ func readDelivery(dir control.Dir) (string, error) {
 		return defaultDelivery, err
 	}
 	return strings.TrimSuffix(string(b), "\n"), nil
+}
+
+// readModule says what QMAILLOCAL or control/qmaillocal names.
+func readModule(e *env.Env) (string, error) {
+	if name := e.Get("QMAILLOCAL"); name != "" {
+		return name, nil
+	}
+	name, _, err := control.Open(e.Home).Line("qmaillocal")
+	return name, err
 }
 
 // obey serves one link after the other until it is told to stop.
@@ -175,10 +186,15 @@ func (s *spawner) spawn(a users.Account) (*os.File, error) {
 		s.log.Warn("unable to read control/defaultdelivery", "cause", err)
 		return nil, errConfig
 	}
+	module, err := s.module()
+	if err != nil {
+		s.log.Warn("unable to read control/qmaillocal", "cause", err)
+		return nil, errConfig
+	}
 	if !s.count(+1) {
 		return nil, errMany
 	}
-	f, err := s.start(a, delivery)
+	f, err := s.start(a, delivery, module)
 	if err != nil {
 		s.count(-1)
 		s.log.Warn("unable to run qmail-local", "user", a.User, "cause", err)
@@ -199,17 +215,21 @@ func (s *spawner) count(by int) bool {
 
 // start executes qmail-local with nothing but its end of a socket pair, in a process group of its own, and
 // sees it off when it ends.
-func (s *spawner) start(a users.Account, delivery string) (*os.File, error) {
+func (s *spawner) start(a users.Account, delivery, module string) (*os.File, error) {
 	ours, theirs, err := ipc.Pair()
 	if err != nil {
 		return nil, err
 	}
 	defer theirs.Close()
 	said := &head{}
+	vars := s.vars
+	if module != "" {
+		vars = append(vars[:len(vars):len(vars)], "QMAILLOCAL="+module)
+	}
 	cmd := &exec.Cmd{
 		Path:  s.program,
 		Args:  []string{"qmail-local", "--serve", a.User, a.Home, delivery},
-		Env:   s.vars,
+		Env:   vars,
 		Dir:   "/",
 		Stdin: theirs, Stderr: said,
 		WaitDelay:   time.Second, // for a program of the user's that keeps stderr

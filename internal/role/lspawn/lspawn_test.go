@@ -186,6 +186,43 @@ func TestAWorkerHasTheRightsOfItsUserAndNothingElse(t *testing.T) {
 	}
 }
 
+func TestAWorkerIsToldWhatRunsInItsPlace(t *testing.T) {
+	dir := home(t, own())
+	for _, tt := range []struct{ file, variable, want string }{
+		{"", "", ""}, {"/opt/local\n", "", "QMAILLOCAL=/opt/local"}, {"/opt/local\n", "/opt/other", "QMAILLOCAL=/opt/other"},
+	} {
+		if tt.file != "" {
+			if err := os.WriteFile(dir+"/control/qmaillocal", []byte(tt.file), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w := start(t, dir, func(s *spawner) {
+			e := &env.Env{Home: dir}
+			if tt.variable != "" {
+				e.Vars = []string{"QMAILLOCAL=" + tt.variable}
+			}
+			s.module = func() (string, error) { return readModule(e) }
+		})
+		_, conn, err := w.client.Pipe(t.Context(), "ann")
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := strings.Join(read(t, conn).Env[2:], " ")
+		conn.Close()
+		if got != tt.want {
+			t.Errorf("%+v: %q", tt, got)
+		}
+	}
+	os.Remove(dir + "/control/qmaillocal")
+	if err := os.Mkdir(dir+"/control/qmaillocal", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	w := start(t, dir, nil)
+	if _, _, err := w.client.Pipe(t.Context(), "ann"); err == nil || !strings.Contains(err.Error(), "Temporary failure") {
+		t.Errorf("a file that cannot be read: %v", err)
+	}
+}
+
 func read(t *testing.T, conn *ipc.Conn) facts {
 	t.Helper()
 	conn.SetReadDeadline(time.Now().Add(10 * time.Second))

@@ -16,9 +16,11 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"qmail/internal/format/address"
+	"qmail/internal/format/dsn"
 	"qmail/internal/proto/jobs"
 	"qmail/internal/proto/sender"
 	"qmail/internal/proto/smtp/client"
@@ -47,7 +49,15 @@ func Main(ctx context.Context, e *env.Env, args []string) int {
 	}
 	world, resolver := sender.Here(settings.Resolvers, e.Now, log)
 	defer resolver.Close()
-	s := &spawner{sender: sender.New(world), resolver: resolver, dir: dir, log: log}
+	s := &spawner{sender: sender.New(world), resolver: resolver, dir: dir, log: log, home: e.Home, replaced: e.Get("QMAILREMOTE")}
+	s.vars = []string{"QMAILHOME=" + e.Home}
+	if path, set := e.Lookup("PATH"); set {
+		s.vars = append(s.vars, "PATH="+path)
+	}
+	if err := s.findModule(); err != nil {
+		log.Error("cannot start: unable to read controls", "err", err)
+		return 111
+	}
 	s.apply(settings)
 	if err := e.Ready(); err != nil {
 		log.Error("supervisor lost", "err", err)
@@ -65,6 +75,11 @@ type spawner struct {
 	dir      control.Dir
 	log      *slog.Logger
 	links    sync.WaitGroup
+
+	home     string
+	vars     []string               // of a program in the place of qmail-remote
+	replaced string                 // QMAILREMOTE
+	program  atomic.Pointer[string] // what to run instead; empty for nothing
 }
 
 func (s *spawner) apply(settings sender.Settings) {
@@ -77,11 +92,27 @@ func (s *spawner) apply(settings sender.Settings) {
 
 func (s *spawner) reload() {
 	settings, err := sender.LoadSettings(s.dir, sender.Strict)
+	if err == nil {
+		err = s.findModule()
+	}
 	if err != nil {
 		s.log.Error("keeping the configuration as it is: unable to read controls", "err", err)
 		return
 	}
 	s.apply(settings)
+}
+
+// findModule finds out whether a program is to be run in the place of qmail-remote.
+func (s *spawner) findModule() error {
+	program, _, err := s.dir.Line("qmailremote")
+	if err != nil {
+		return err
+	}
+	if s.replaced != "" {
+		program = s.replaced
+	}
+	s.program.Store(&program)
+	return nil
 }
 
 // obey serves links until an order says stop, or ctx ends; then it waits for the jobs under way, for a while.
@@ -145,7 +176,7 @@ const (
 )
 
 // deliver carries out one job.
-func (s *spawner) deliver(ctx context.Context, j *jobs.Job, body *jobs.Body, _ jobs.Report) []jobs.Result {
+func (s *spawner) deliver(ctx context.Context, j *jobs.Job, body *jobs.Body, report jobs.Report) []jobs.Result {
 	results := make([]jobs.Result, len(j.Recipients))
 	for i := range results {
 		results[i].Recipient = i
@@ -153,7 +184,10 @@ func (s *spawner) deliver(ctx context.Context, j *jobs.Job, body *jobs.Body, _ j
 	if j.Verify {
 		return all(results, notHere)
 	}
-	m := client.Message{Sender: j.Sender}
+	if program := *s.program.Load(); program != "" {
+		return s.runModule(ctx, program, j, body, report)
+	}
+	m := client.Message{Sender: j.Sender, Wishes: dsn.OfMessage(j.Options), RecipientWishes: wishes(j)}
 	for _, o := range j.Options {
 		m.EightBit = m.EightBit || address.EqualFold(o, "BODY=8BITMIME")
 		m.UTF8 = m.UTF8 || address.EqualFold(o, "SMTPUTF8")
@@ -174,15 +208,34 @@ func (s *spawner) deliver(ctx context.Context, j *jobs.Job, body *jobs.Body, _ j
 			results[i].Text = noHostName
 			continue
 		}
-		results[i].Text = outcome.Of(sent)
+		results[i].Text, results[i].PassedOn = outcome.Of(sent), outcome.Reports
 		sent++
 	}
 	return results
 }
 
+// wishes are what the sender wants to hear of the recipients, by their place among those that have a host.
+func wishes(j *jobs.Job) map[int]dsn.Recipient {
+	if j.RecipientOptions == nil {
+		return nil
+	}
+	m := make(map[int]dsn.Recipient, len(j.RecipientOptions))
+	sent := 0
+	for i, r := range j.Recipients {
+		if strings.IndexByte(r, '@') < 0 {
+			continue
+		}
+		if options := j.RecipientOptions[i]; options != nil {
+			m[sent] = dsn.OfRecipient(options)
+		}
+		sent++
+	}
+	return m
+}
+
 func all(results []jobs.Result, text string) []jobs.Result {
 	for i := range results {
-		results[i].Text = text
+		results[i].Recipient, results[i].Text = i, text
 	}
 	return results
 }

@@ -108,6 +108,9 @@ func (r *reader) schedule() schedule.Options {
 		l := &o.Channels[channel]
 		l.Concurrency = int(min(r.number(name, int64(l.Concurrency)), maxConcurrency))
 	}
+	if program := r.lineOr("qmailremote", ""); program != "" {
+		o.Channels[schedule.Remote].PerJob = 1 // it takes one at a time, and several of it may run
+	}
 	return o
 }
 

@@ -7,7 +7,8 @@
 // queue remembers.
 //
 // Control files: bounceformat, bouncefrom, bouncehost, bouncemaxbytes, concurrencylocal, concurrencyremote,
-// doublebouncehost, doublebounceto, envnoathost, locals, me, percenthack, queuelifetime, virtualdomains, warnlifetime.
+// doublebouncehost, doublebounceto, envnoathost, locals, me, percenthack, qmailremote, queuelifetime,
+// virtualdomains, warnlifetime.
 // All are read again on a reload, where an error keeps what was before.
 //
 // Signals: ALRM makes every deferred message due now; HUP and TERM are the supervisor's reload and stop.
@@ -27,6 +28,7 @@ import (
 	"syscall"
 	"time"
 
+	"qmail/internal/role/send/schedule"
 	"qmail/internal/role/send/sendlog"
 	"qmail/internal/store/queue"
 	"qmail/internal/store/queue/journal"
@@ -48,6 +50,9 @@ func Main(ctx context.Context, e *env.Env, args []string) int {
 	if err != nil {
 		fmt.Fprintf(e.Stderr, "alert: cannot start: unable to read controls: %v\n", err)
 		return 111
+	}
+	if e.Get("QMAILREMOTE") != "" {
+		config.Schedule.Channels[schedule.Remote].PerJob = 1 // as with control/qmailremote
 	}
 	store, err := openJournal(e.Home, journal.Options{Now: e.Now, Warn: func(text string) { log.Warn(text) }})
 	if err != nil {

@@ -62,6 +62,8 @@ func Settings() []Setting {
 		{"plusdomain", OneLine, true, "plusdomain", "inject", "appended to host names that end in a plus"},
 		{"pop3checkpassword", OneLine, false, "", "popup", "the program that checks POP3 passwords"},
 		{"pop3perclient", Number, false, "20", "popup", "POP3 sessions at a time from one address"},
+		{"qmaillocal", OneLine, false, "", "lspawn", "a program to be run in the place of qmail-local"},
+		{"qmailremote", OneLine, false, "", "rspawn send", "a program to be run in the place of qmail-remote"},
 		{"qmqpclients", Lines, false, "", "qmqpd", "networks whose machines may use our queue by QMQP; without the file, none may"},
 		{"qmqpservers", Lines, false, "", "qmqpc", "addresses of machines that queue our mail"},
 		{"qmtproutes", Pairs, false, "", "remote rspawn", "where mail for some domains goes by QMTP: domain:relay[:port]"},
