@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
+	"net/netip"
 	"time"
 
 	"qmail/internal/proto/inlet"
@@ -22,7 +24,13 @@ func classic(ctx context.Context, e *env.Env) int {
 		return 111
 	}
 	defer conn.Close()
-	log := (&env.Env{Stderr: conn.Stderr}).Log("qmail-smtpd")
+	queue := inlet.NewOnce(ctx, e)
+	defer queue.Close()
+	return single(ctx, e, conn, door{queue}, (&env.Env{Stderr: conn.Stderr}).Log("qmail-smtpd"), conn.Remote, conn.Local)
+}
+
+// single serves one connection between remote and local; those are not valid where the kernel knows none.
+func single(ctx context.Context, e *env.Env, conn server.Stream, queue server.Queue, log *slog.Logger, remote, local netip.AddrPort) int {
 	fatal := func(text string, err error) int {
 		log.Error(text, "err", err)
 		conn.SetWriteDeadline(time.Now().Add(commandTime))
@@ -37,15 +45,13 @@ func classic(ctx context.Context, e *env.Env) int {
 	if err != nil {
 		return fatal("unable to read controls", err)
 	}
-	queue := inlet.NewOnce(ctx, e)
-	defer queue.Close()
 	refusals := serve.NewRefusals(log)
 	defer refusals.Start()()
 	v := server.Server{
-		Settings: func() *server.Config { return &config.Session }, Queue: door{queue}, Now: e.Now,
+		Settings: func() *server.Config { return &config.Session }, Queue: queue, Now: e.Now,
 		Refused: func(p *server.Peer, command, reply string) { refusals.Note(p.IP, command, reply) },
 	}
-	if err := v.Serve(ctx, conn, config.peer(inlet.Peer(e, conn.Remote, conn.Local))); err != nil {
+	if err := v.Serve(ctx, conn, config.peer(inlet.Peer(e, remote, local))); err != nil {
 		return 1
 	}
 	return 0

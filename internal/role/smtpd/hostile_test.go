@@ -20,6 +20,7 @@ import (
 	"qmail/internal/format/address"
 	"qmail/internal/format/received"
 	"qmail/internal/proto/smtp/server"
+	"qmail/internal/system/env"
 )
 
 // hostile is a case of the hostile clients' files.
@@ -73,7 +74,22 @@ func notYet(t *testing.T) map[string]bool {
 // elsewhere are the conditions that say something of other programs; a session cannot meet or break them.
 var elsewhere = []string{"exec", "file", "bounce_to_remote", "sent_to", "bounces", "loops", "dns_queries", "time_differs"}
 
-// TestHostileClients plays each case of the three files in virtual time.
+// ways are how a session is served: by the long-lived process, and by one that tcpserver has started for it.
+var ways = map[string]func(e *env.Env, conn net.Conn, ip netip.Addr, q server.Queue, log *bytes.Buffer){
+	"long-lived": func(e *env.Env, conn net.Conn, ip netip.Addr, q server.Queue, log *bytes.Buffer) {
+		peer := func(config *Config) *server.Peer {
+			return config.peer(received.From{IP: ip.String(), Local: config.Me}, ip)
+		}
+		start(context.Background(), conn, e, peer, q, log)
+	},
+	"classic": func(e *env.Env, conn net.Conn, ip netip.Addr, q server.Queue, log *bytes.Buffer) {
+		defer conn.Close()
+		e.Vars = append(e.Vars, "PROTO=TCP", "TCPREMOTEIP="+ip.String(), "TCPLOCALHOST=mx.test.example")
+		single(context.Background(), e, conn, q, (&env.Env{Stderr: log}).Log("qmail-smtpd"), netip.AddrPort{}, netip.AddrPort{})
+	},
+}
+
+// TestHostileClients plays each case of the three files in virtual time, in both ways.
 func TestHostileClients(t *testing.T) {
 	skip := notYet(t)
 	used := 0
@@ -85,7 +101,18 @@ func TestHostileClients(t *testing.T) {
 			}
 			t.Run(c.Name, func(t *testing.T) {
 				home := hostileHome(t, c)
-				synctest.Test(t, func(t *testing.T) { judge(t, c, playHostile(t, c, home)) })
+				var outcomes []string
+				for name, way := range ways {
+					synctest.Test(t, func(t *testing.T) {
+						t.Logf("%s:", name)
+						r := playHostile(t, c, home, way)
+						judge(t, c, r)
+						outcomes = append(outcomes, fmt.Sprintf("%s %q", codesOf(r.replies), r.queued))
+					})
+				}
+				if received := regexp.MustCompile(`[0-9:]{8} -0000`); received.ReplaceAllString(outcomes[0], "") != received.ReplaceAllString(outcomes[1], "") {
+					t.Errorf("one way:   %s\nthe other: %s", outcomes[0], outcomes[1])
+				}
 			})
 		})
 	}
@@ -139,7 +166,7 @@ type played struct {
 	memory  int64
 }
 
-func playHostile(t *testing.T, c hostile, home string) played {
+func playHostile(t *testing.T, c hostile, home string, way func(*env.Env, net.Conn, netip.Addr, server.Queue, *bytes.Buffer)) played {
 	var vars []string
 	for name, v := range c.Setup.Env {
 		vars = append(vars, name+"="+v)
