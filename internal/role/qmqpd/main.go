@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"sync/atomic"
@@ -131,7 +132,13 @@ func classic(ctx context.Context, e *env.Env) int {
 		return 111
 	}
 	defer conn.Close()
-	log := (&env.Env{Stderr: conn.Stderr}).Log("qmail-qmqpd")
+	queue := inlet.NewOnce(ctx, e)
+	defer queue.Close()
+	return single(ctx, e, conn, queue, (&env.Env{Stderr: conn.Stderr}).Log("qmail-qmqpd"), conn.Remote, conn.Local)
+}
+
+// single serves one connection between remote and local; those are not valid where the kernel knows none.
+func single(ctx context.Context, e *env.Env, conn qmqp.Stream, queue inlet.Queue, log *slog.Logger, remote, local netip.AddrPort) int {
 	config, err := ReadConfig(e)
 	if err != nil {
 		log.Error("unable to read controls", "err", err)
@@ -139,13 +146,11 @@ func classic(ctx context.Context, e *env.Env) int {
 	}
 	refusals := serve.NewRefusals(log)
 	defer refusals.Start()()
-	from, address := inlet.Peer(e, conn.Remote, conn.Local)
+	from, address := inlet.Peer(e, remote, local)
 	if config.Listed && !config.Clients.Has(address) {
 		refusals.Note(from.IP, "", "not a client of ours")
 		return 100
 	}
-	queue := inlet.NewOnce(ctx, e)
-	defer queue.Close()
 	v := newServer(queue, e, refusals)
 	err = v.Serve(ctx, conn, &from)
 	switch {

@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"sync/atomic"
@@ -108,18 +109,22 @@ func classic(ctx context.Context, e *env.Env) int {
 		return 111
 	}
 	defer conn.Close()
-	log := (&env.Env{Stderr: conn.Stderr}).Log("qmail-qmtpd")
+	queue := inlet.NewOnce(ctx, e)
+	defer queue.Close()
+	return single(ctx, e, conn, queue, (&env.Env{Stderr: conn.Stderr}).Log("qmail-qmtpd"), conn.Remote, conn.Local)
+}
+
+// single serves one connection between remote and local; those are not valid where the kernel knows none.
+func single(ctx context.Context, e *env.Env, conn qmtp.Stream, queue inlet.Queue, log *slog.Logger, remote, local netip.AddrPort) int {
 	config, err := ReadConfig(e)
 	if err != nil {
 		log.Error("unable to read controls", "err", err)
 		return 111
 	}
-	queue := inlet.NewOnce(ctx, e)
-	defer queue.Close()
 	refusals := serve.NewRefusals(log)
 	defer refusals.Start()()
 	v := newServer(queue, func() *qmtp.Config { return &config.Session }, e, refusals)
-	err = v.Serve(ctx, conn, config.peer(inlet.Peer(e, conn.Remote, conn.Local)))
+	err = v.Serve(ctx, conn, config.peer(inlet.Peer(e, remote, local)))
 	switch {
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrClosedPipe): // it may go whenever it wants
 		return 0
