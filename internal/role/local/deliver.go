@@ -35,6 +35,9 @@ type delivery struct {
 	fallback      string // the default delivery
 	dry           bool   // -n: say what would be done
 	message       *message
+	// The options of the message and of the recipient (RFC 3461), and whether another took over what they ask for.
+	options, recipientOptions []string
+	passedOn                  bool
 }
 
 // site is what deliveries need of the machine.
@@ -433,8 +436,7 @@ func (w *work) forward(ctx context.Context) error {
 	if len(w.to) == 0 {
 		return nil
 	}
-	e := &envelope.Envelope{Sender: w.newSender, Recipients: w.to}
-	qp, err := w.queue.submit(ctx, e, w.deliveredTo(), w.message.body)
+	qp, err := w.queue.submit(ctx, w.addressed(), w.deliveredTo(), w.message.body)
 	if err != nil {
 		r := reply.Of(err)
 		f := later("Unable to forward message: " + r.Report()[1:] + ".")

@@ -71,35 +71,38 @@ func (w *worker) handle(ctx context.Context, j *jobs.Job, body *jobs.Body, _ job
 	ctx, cancel := context.WithTimeout(ctx, deliveryTime)
 	defer cancel()
 	results := make([]jobs.Result, len(j.Recipients))
-	for i, recipient := range j.Recipients {
-		results[i] = jobs.Result{Recipient: i, Text: w.report(ctx, j, recipient, body)}
+	for i := range j.Recipients {
+		results[i].Recipient = i
+		results[i].Text, results[i].PassedOn = w.report(ctx, j, i, body)
 	}
 	return results
 }
 
 // report delivers to one recipient and says what became of it, as qmail-lspawn did.
-func (w *worker) report(ctx context.Context, j *jobs.Job, recipient string, body *jobs.Body) string {
-	local, domain, ok := address.Split(recipient)
+func (w *worker) report(ctx context.Context, j *jobs.Job, i int, body *jobs.Body) (text string, passedOn bool) {
+	local, domain, ok := address.Split(j.Recipients[i])
 	switch {
 	case !ok:
-		return "DSorry, address must include host name. (#5.1.3)\n"
+		return "DSorry, address must include host name. (#5.1.3)\n", false
 	case strings.Contains(j.Dash, "..") || strings.ContainsRune(j.Dash+j.Ext, 0):
-		return "Zunusable assignment of this address. (#4.3.0)\n"
+		return "Zunusable assignment of this address. (#4.3.0)\n", false
 	}
 	d := &delivery{
 		user: w.user, home: w.home, local: local, domain: domain, dash: j.Dash, ext: j.Ext,
 		sender: j.Sender, fallback: w.fallback, message: &message{body: body},
+		options: j.Options, recipientOptions: j.RecipientOptions[i],
 	}
 	switch {
 	case w.program != "" && j.Verify:
-		return verdict(nil) // only it knows
+		return verdict(nil), false // only it knows
 	case w.program != "":
-		return w.runModule(ctx, d)
+		return w.runModule(ctx, d), false
 	case j.Verify:
-		return verdict(w.verify(d))
+		return verdict(w.verify(d)), false
 	}
 	out := &capped{}
-	return out.report(w.run(ctx, d, out, out))
+	text = out.report(w.run(ctx, d, out, out))
+	return text, d.passedOn
 }
 
 func verdict(err error) string {

@@ -72,12 +72,13 @@ func openQueue(t testing.TB, home string) *queue {
 // sender is the side of qmail-send.
 type sender struct {
 	*jobs.Client
-	mu      sync.Mutex
-	changed sync.Cond
-	results map[uint32]string
-	gone    bool
-	last    uint32
-	pid     int
+	mu       sync.Mutex
+	changed  sync.Cond
+	results  map[uint32]string
+	passedOn bool // the last result says so
+	gone     bool
+	last     uint32
+	pid      int
 }
 
 func (s *sender) Results(job uint32, results []jobs.Result, over bool) {
@@ -85,6 +86,7 @@ func (s *sender) Results(job uint32, results []jobs.Result, over bool) {
 	defer s.mu.Unlock()
 	for _, r := range results {
 		s.results[job] += r.Text
+		s.passedOn = r.PassedOn
 	}
 	if over {
 		s.results[job] += "\x00"
