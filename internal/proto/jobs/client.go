@@ -1,6 +1,7 @@
 package jobs
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -16,6 +17,8 @@ type Client struct {
 
 	mu      sync.Mutex
 	running map[uint32]running
+	asked   map[uint32]func([]byte, error)
+	last    uint32 // question
 }
 
 // running is what a client remembers of a job, to check what the worker says of it.
@@ -36,7 +39,7 @@ type Events interface {
 
 // NewClient takes over conn and starts listening.
 func NewClient(conn *ipc.Conn, events Events) *Client {
-	c := &Client{conn: conn, running: map[uint32]running{}}
+	c := &Client{conn: conn, running: map[uint32]running{}, asked: map[uint32]func([]byte, error){}}
 	go c.read(events)
 	return c
 }
@@ -92,6 +95,59 @@ func (c *Client) Start(number uint32, j *Job) error {
 	return err
 }
 
+// ErrNoAnswer is the answer of a worker that has none.
+var ErrNoAnswer = errors.New("jobs: no answer")
+
+// Ask puts a question. done is called once, from the goroutine that listens, with the answer, which may be kept, or why
+// there is none; it must not wait. An answer is the worker's word and nothing more.
+func (c *Client) Ask(q *Question, done func(answer []byte, err error)) error {
+	payload, err := q.append(nil)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	if c.asked == nil || len(c.asked) >= maxAsked {
+		c.mu.Unlock()
+		return ErrNoAnswer
+	}
+	for c.last++; c.asked[c.last] != nil; c.last++ {
+	}
+	number := c.last
+	c.asked[number] = done
+	c.mu.Unlock()
+	if err := c.conn.Send(kindAsk, number, payload); err != nil {
+		if c.forget(number) != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// forget takes a question that waits off the list.
+func (c *Client) forget(number uint32) (done func([]byte, error)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	done = c.asked[number]
+	delete(c.asked, number)
+	return done
+}
+
+func (c *Client) answer(f ipc.Frame) error {
+	if len(f.Payload) > MaxAnswer {
+		return errPeer // who asked hears of the end
+	}
+	done := c.forget(f.Stream)
+	if done == nil {
+		return errPeer
+	}
+	if len(f.Payload) == 0 {
+		done(nil, ErrNoAnswer)
+		return nil
+	}
+	done(append([]byte(nil), f.Payload...), nil)
+	return nil
+}
+
 func (c *Client) read(events Events) {
 	for {
 		f, err := c.conn.Read()
@@ -106,7 +162,12 @@ func (c *Client) read(events Events) {
 				jobs = append(jobs, number)
 			}
 			c.running = map[uint32]running{}
+			asked := c.asked
+			c.asked = nil
 			c.mu.Unlock()
+			for _, done := range asked {
+				done(nil, err)
+			}
 			events.Gone(jobs, err)
 			return
 		}
@@ -119,6 +180,9 @@ func (c *Client) frame(f ipc.Frame, events Events) error {
 	if f.File != nil {
 		f.File.Close()
 		return errPeer
+	}
+	if f.Kind == kindAnswer {
+		return c.answer(f)
 	}
 	if f.Kind != kindResults && f.Kind != kindEnd {
 		return errPeer

@@ -7,9 +7,12 @@
 //	        b  a body in a file: the descriptor comes with it; o<offset> l<length>
 //	        F  forget the body
 //	        J  a job; stream is the job's number; records below. Its body, if any, has been sent before
+//	        Q  a question; stream is its number: x and records of a job (what would be done about it?), s (which
+//	           addresses have timed out?) or f (forget them)
 //	worker  R  results: i<recipient's index> then K<text>, Z<text> or D<text>, then w if who took the message
 //	           took over the recipient's wishes for notices, too
 //	        E  the same, and the job is over; recipients without a result are to be tried later
+//	        A  the answer to a question, in a form that those who ask and answer agree on; empty if there is none
 //
 // Records of a job: b<body number> F<sender> H<host> D<dash> E<ext> v (verify only: no body, deliver nothing)
 // m<option>... T<recipient> r<option>... . H is for remote jobs, D and E for local ones. Numbers are the
@@ -34,6 +37,8 @@ const (
 	kindJob     = 'J'
 	kindResults = 'R'
 	kindEnd     = 'E'
+	kindAsk     = 'Q'
+	kindAnswer  = 'A'
 )
 
 const (
@@ -46,6 +51,10 @@ const (
 	maxBody = 512 << 10
 	// maxHeld bounds all bodies held in memory by a worker, in bytes.
 	maxHeld = 256 << 20
+	// MaxAnswer bounds the answer to a question, in bytes.
+	MaxAnswer = 200 << 10
+	// maxAsked bounds the questions that wait for an answer.
+	maxAsked = 64
 	// maxJobs bounds the jobs of a worker that run at once.
 	maxJobs = 4096
 )
@@ -64,6 +73,41 @@ type Job struct {
 	RecipientOptions map[int][]string
 }
 
+// Question is something to be asked of a worker. One of the fields is set.
+type Question struct {
+	Explain *Job // what would be done? Nothing is, and there is no body
+	Slow    bool // which addresses have timed out?
+	Forget  bool // forget them
+}
+
+func (q *Question) append(dst []byte) ([]byte, error) {
+	switch {
+	case q.Explain != nil:
+		if err := q.Explain.check(); err != nil {
+			return nil, err
+		}
+		return q.Explain.append(append(dst, 'x')), nil
+	case q.Slow:
+		return append(dst, 's'), nil
+	case q.Forget:
+		return append(dst, 'f'), nil
+	}
+	return nil, errQuestion
+}
+
+func parseQuestion(b []byte) (*Question, error) {
+	switch {
+	case len(b) > 0 && b[0] == 'x':
+		j, err := parseJob(b[1:])
+		return &Question{Explain: j}, err
+	case string(b) == "s":
+		return &Question{Slow: true}, nil
+	case string(b) == "f":
+		return &Question{Forget: true}, nil
+	}
+	return nil, errQuestion
+}
+
 // Result is the outcome for one recipient. Text begins with K, Z or D and may be several lines; NULs are
 // not kept.
 type Result struct {
@@ -74,9 +118,10 @@ type Result struct {
 }
 
 var (
-	errJob     = errors.New("jobs: malformed job")
-	errResults = errors.New("jobs: malformed results")
-	errPeer    = errors.New("jobs: the peer breaks the protocol")
+	errJob      = errors.New("jobs: malformed job")
+	errResults  = errors.New("jobs: malformed results")
+	errQuestion = errors.New("jobs: malformed question")
+	errPeer     = errors.New("jobs: the peer breaks the protocol")
 )
 
 // check reports what cannot be written.

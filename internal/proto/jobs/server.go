@@ -49,7 +49,15 @@ type Handler func(ctx context.Context, j *Job, body *Body, report Report) []Resu
 
 // Serve carries out jobs until the connection ends, then waits for those that run. io.EOF is the ordinary end.
 func Serve(ctx context.Context, conn *ipc.Conn, handle Handler) error {
-	s := &server{conn: conn, handle: handle, bodies: map[uint32]*loaded{}}
+	return ServeAsked(ctx, conn, handle, func(context.Context, *Question) []byte { return nil })
+}
+
+// Answerer answers a question; nothing is no answer.
+type Answerer func(ctx context.Context, q *Question) []byte
+
+// ServeAsked is Serve for a worker that answers questions, too.
+func ServeAsked(ctx context.Context, conn *ipc.Conn, handle Handler, answer Answerer) error {
+	s := &server{conn: conn, handle: handle, answer: answer, bodies: map[uint32]*loaded{}, asked: make(chan struct{}, maxAsked)}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	err := s.read(ctx)
@@ -63,9 +71,11 @@ func Serve(ctx context.Context, conn *ipc.Conn, handle Handler) error {
 type server struct {
 	conn   *ipc.Conn
 	handle Handler
+	answer Answerer
 	bodies map[uint32]*loaded
 	held   int // bytes in memory
 	jobs   sync.WaitGroup
+	asked  chan struct{} // holds a token for each question that is being answered
 
 	mu      sync.Mutex
 	running map[uint32]bool
@@ -120,6 +130,8 @@ func (s *server) frame(ctx context.Context, f ipc.Frame) error {
 		s.forget(f.Stream)
 	case kindJob:
 		return s.start(ctx, f)
+	case kindAsk:
+		return s.ask(ctx, f)
 	default:
 		return errPeer
 	}
@@ -214,6 +226,29 @@ func (s *server) start(ctx context.Context, f ipc.Frame) error {
 		delete(s.running, number)
 		s.mu.Unlock()
 		s.send(kindEnd, number, results)
+	})
+	return nil
+}
+
+// ask answers a question.
+func (s *server) ask(ctx context.Context, f ipc.Frame) error {
+	q, err := parseQuestion(f.Payload)
+	if err != nil {
+		return err
+	}
+	select {
+	case s.asked <- struct{}{}:
+	default:
+		return errPeer
+	}
+	number := f.Stream
+	s.jobs.Go(func() {
+		defer func() { <-s.asked }()
+		answer := s.answer(ctx, q)
+		if len(answer) > MaxAnswer {
+			answer = nil
+		}
+		s.conn.Send(kindAnswer, number, answer) // a failure ends the reading side, too
 	})
 	return nil
 }
