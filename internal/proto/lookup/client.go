@@ -23,6 +23,7 @@ type Client struct {
 type result struct {
 	account users.Account
 	pipe    *os.File
+	source  *users.Source // only of those who asked why
 	err     error
 }
 
@@ -49,6 +50,15 @@ func (c *Client) Done() <-chan struct{} { return c.done }
 func (c *Client) Find(ctx context.Context, local string) (users.Account, error) {
 	r := c.ask(ctx, kindLookup, local)
 	return r.account, r.err
+}
+
+// Explain is Find that also says where the account was found.
+func (c *Client) Explain(ctx context.Context, local string) (users.Account, users.Source, error) {
+	r := c.ask(ctx, kindWhy, local)
+	if r.err != nil {
+		return users.Account{}, users.Source{}, r.err
+	}
+	return r.account, *r.source, nil
 }
 
 // Pipe asks for the account and a connection to a new qmail-local that runs as its user and ends when the
@@ -91,7 +101,7 @@ func (c *Client) ask(ctx context.Context, kind byte, local string) result {
 
 // check refuses an answer of the wrong form.
 func check(r result, kind byte) result {
-	if r.err == nil && (r.pipe != nil) != (kind == kindPipe) {
+	if r.err == nil && ((r.pipe != nil) != (kind == kindPipe) || (r.source != nil) != (kind == kindWhy)) {
 		if r.pipe != nil {
 			r.pipe.Close()
 		}
@@ -164,9 +174,14 @@ func (c *Client) deliver(stream uint32, r result) {
 func parseAnswer(f ipc.Frame) result {
 	switch f.Kind {
 	case kindDone:
-		account, err := parseAccount(f.Payload)
+		account, rest, err := parseAccount(f.Payload)
+		r := result{account: account, pipe: f.File}
+		if err == nil && len(rest) > 0 {
+			r.source = new(users.Source)
+			*r.source, err = parseSource(rest)
+		}
 		if err == nil && account.Check() == nil && usable(f.File) {
-			return result{account: account, pipe: f.File}
+			return r
 		}
 	case kindLater, kindNever:
 		if f.File == nil {

@@ -224,8 +224,48 @@ func TestAnImpatientCallerIsToldToWaitAndItsPipeIsClosed(t *testing.T) {
 func FuzzParseAccount(f *testing.F) {
 	f.Add(appendAccount(nil, ann))
 	f.Fuzz(func(t *testing.T, in []byte) {
-		if a, err := parseAccount(in); err == nil && string(appendAccount(nil, a)) != string(in) {
+		if a, rest, err := parseAccount(in); err == nil && string(appendAccount(nil, a))+string(rest) != string(in) {
 			t.Errorf("%q is a second spelling of %+v", in, a)
+		}
+	})
+}
+
+func TestWhy(t *testing.T) {
+	a, b, err := ipc.LocalPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	handle := func(context.Context, string, bool) (users.Account, *os.File, error) { return ann, nil, nil }
+	go ServeWhy(t.Context(), b, handle, func(_ context.Context, local string) (users.Account, users.Source, error) {
+		if local == "nobody" {
+			return users.Account{}, users.Source{}, &Refusal{"DSorry, no mailbox here by that name. (#5.1.1)\n"}
+		}
+		return ann, users.Source{File: "users/assign", Line: 7, Text: "=ann\x00"}, nil
+	})
+	c := NewClient(a)
+	defer c.Close()
+	account, source, err := c.Explain(t.Context(), "ann")
+	if err != nil || account != ann || source.File != "users/assign" || source.Line != 7 || source.Text != "=ann?" {
+		t.Errorf("%+v %+v %v", account, source, err)
+	}
+	if _, _, err := c.Explain(t.Context(), "nobody"); reply.Letter(err) != 'D' {
+		t.Errorf("%v", err)
+	}
+	if account, err := c.Find(t.Context(), "ann"); err != nil || account != ann {
+		t.Errorf("%+v %v", account, err)
+	}
+	silent := start(t, handle)
+	if _, _, err := silent.Explain(t.Context(), "ann"); reply.Letter(err) != 'Z' {
+		t.Errorf("from one who cannot say: %v", err)
+	}
+}
+
+// The law: what is accepted as a source is what appendSource writes.
+func FuzzParseSource(f *testing.F) {
+	f.Add(appendSource(nil, users.Source{File: "f", Line: 3, Text: "t"}))
+	f.Fuzz(func(t *testing.T, in []byte) {
+		if s, err := parseSource(in); err == nil && string(appendSource(nil, s)) != string(in) {
+			t.Errorf("%q is a second spelling of %+v", in, s)
 		}
 	})
 }

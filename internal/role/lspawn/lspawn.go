@@ -148,7 +148,7 @@ func (s *spawner) obey(ctx context.Context, orders <-chan env.Order) {
 }
 
 func (s *spawner) serve(ctx context.Context, conn *ipc.Conn) {
-	if err := lookup.Serve(ctx, conn, s.answer); errors.Is(err, ipc.ErrFrame) {
+	if err := lookup.ServeWhy(ctx, conn, s.answer, s.why); errors.Is(err, ipc.ErrFrame) {
 		s.log.Warn("qmail-send sends garbage", "cause", err)
 	}
 }
@@ -171,6 +171,14 @@ func (s *spawner) answer(ctx context.Context, local string, pipe bool) (users.Ac
 		return users.Account{}, nil, err
 	}
 	return a, f, nil
+}
+
+// why is the explainer of lookup.ServeWhy.
+func (s *spawner) why(_ context.Context, local string) (users.Account, users.Source, error) {
+	if local == "" {
+		return users.Account{}, users.Source{}, errEmpty
+	}
+	return s.tables.Explain(local)
 }
 
 // spawn starts a qmail-local as the account's user and returns the other end of its pipe.

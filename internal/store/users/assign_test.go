@@ -59,7 +59,7 @@ func TestCompile(t *testing.T) {
 			if err := os.WriteFile(path, b, 0o644); err != nil {
 				t.Fatal(err)
 			}
-			got, found, err := New(path, "").assigned(tt.local)
+			got, _, found, err := New(path, "").assigned(tt.local)
 			if err != nil || found != tt.found || got != tt.want {
 				t.Errorf("%+v %v %v", got, found, err)
 			}
@@ -94,7 +94,7 @@ func FuzzCompile(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, _, _, err := search(db, local); err != nil {
+		if _, _, _, _, err := search(db, local); err != nil {
 			t.Errorf("a lookup fails: %v", err)
 		}
 	})

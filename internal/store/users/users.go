@@ -90,82 +90,90 @@ func New(cdb, passwdFile string) *Tables {
 
 // Find looks local up in users/cdb, then by the rules of qmail-getpw. The account has passed Check.
 func (t *Tables) Find(local string) (Account, error) {
+	a, _, err := t.find(local)
+	return a, err
+}
+
+// find also says where the account was found, even if it cannot be used.
+func (t *Tables) find(local string) (Account, Source, error) {
 	if strings.IndexByte(local, 0) >= 0 {
-		return Account{}, bug(errors.New("NUL in a local part"))
+		return Account{}, Source{}, bug(errors.New("NUL in a local part"))
 	}
-	a, found, err := t.assigned(local)
+	a, source, found, err := t.assigned(local)
 	if !found && err == nil {
-		a, err = t.Getpw(local)
+		a, source, err = t.getpw(local)
 	}
 	if err == nil {
 		err = a.Check()
 	}
 	if err != nil {
-		return Account{}, err
+		return Account{}, source, err
 	}
-	return a, nil
+	return a, source, nil
 }
 
 // assigned looks local up in users/cdb.
-func (t *Tables) assigned(local string) (a Account, found bool, err error) {
+func (t *Tables) assigned(local string) (a Account, source Source, found bool, err error) {
 	f, err := os.OpenFile(t.cdb, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a FIFO in its place must not stop us
 	if errors.Is(err, fs.ErrNotExist) {
-		return Account{}, false, nil
+		return Account{}, Source{}, false, nil
 	}
+	source.File = t.cdb
 	if err != nil {
-		return Account{}, false, troubleCDB(err)
+		return Account{}, source, false, troubleCDB(err)
 	}
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
-		return Account{}, false, troubleCDB(err)
+		return Account{}, source, false, troubleCDB(err)
 	}
 	if !info.Mode().IsRegular() {
-		return Account{}, false, troubleCDB(errors.New("not a regular file"))
+		return Account{}, source, false, troubleCDB(errors.New("not a regular file"))
 	}
 	db, err := cdb.NewReaderAt(f, info.Size())
 	if err != nil {
-		return Account{}, false, troubleCDB(err)
+		return Account{}, source, false, troubleCDB(err)
 	}
-	record, tail, found, err := search(db, local)
+	record, key, tail, found, err := search(db, local)
 	if err != nil {
-		return Account{}, false, troubleCDB(err)
+		return Account{}, source, false, troubleCDB(err)
 	}
 	if !found {
-		return Account{}, false, nil
+		return Account{}, Source{}, false, nil
 	}
+	source.key, source.record = key, record
 	a, ok := parse(record)
 	if !ok {
-		return Account{}, false, bug(errors.New("malformed record in users/cdb"))
+		return Account{}, source, false, bug(errors.New("malformed record in users/cdb"))
 	}
 	a.Ext += tail
-	return a, true, nil
+	return a, source, true, nil
 }
 
 var errNoWild = errors.New("no record of wildcard ends")
 
 // search finds the exact name, else the longest wildcard; tail is what the wildcard left, in its own case.
-func search(db *cdb.DB, local string) (record []byte, tail string, found bool, err error) {
+func search(db *cdb.DB, local string) (record, key []byte, tail string, found bool, err error) {
 	wild, ok, err := db.Find(nil) // the bytes in which wildcards end
 	if err != nil {
-		return nil, "", false, err
+		return nil, nil, "", false, err
 	}
 	if !ok {
-		return nil, "", false, errNoWild
+		return nil, nil, "", false, errNoWild
 	}
-	key := []byte("!" + address.Lower(local) + "\x00")
+	key = []byte("!" + address.Lower(local) + "\x00")
 	if record, found, err = db.Find(key); found || err != nil {
-		return record, "", found, err
+		return record, key, "", found, err
 	}
 	for i := len(key) - 1; i >= 1; i-- {
 		if i > 1 && bytes.IndexByte(wild, key[i-1]) < 0 {
 			continue
 		}
 		if record, found, err = db.Find(key[:i]); found || err != nil {
-			return record, local[i-1:], found, err
+			return record, key[:i], local[i-1:], found, err
 		}
 	}
-	return nil, "", false, nil
+	return nil, nil, "", false, nil
 }
 
 // parse reads the six fields of a record in users/cdb. qmail-newu puts NULs between them; some other makers
@@ -196,9 +204,15 @@ const (
 
 // Getpw applies the rules of qmail-getpw(8) alone; the account has not passed Check.
 func (t *Tables) Getpw(local string) (Account, error) {
+	a, _, err := t.getpw(local)
+	return a, err
+}
+
+func (t *Tables) getpw(local string) (Account, Source, error) {
+	source := Source{File: t.passwd.path}
 	accounts, err := t.passwd.load()
 	if err != nil {
-		return Account{}, &Error{Exit: 118, Report: "ZTemporary failure in qmail-lspawn.\n", Err: err}
+		return Account{}, source, &Error{Exit: 118, Report: "ZTemporary failure in qmail-lspawn.\n", Err: err}
 	}
 	for i := len(local); i > 0; i-- {
 		if i > maxName || i < len(local) && local[i] != breakChar {
@@ -210,7 +224,7 @@ func (t *Tables) Getpw(local string) (Account, error) {
 		}
 		owned, err := ownsHome(a)
 		if err != nil {
-			return Account{}, &Error{Exit: 115, Report: "ZNFS failure in qmail-local.\n", Err: err}
+			return Account{}, source, &Error{Exit: 115, Report: "ZNFS failure in qmail-local.\n", Err: err}
 		}
 		if !owned {
 			continue
@@ -218,14 +232,16 @@ func (t *Tables) Getpw(local string) (Account, error) {
 		if i < len(local) {
 			a.Dash, a.Ext = string(breakChar), local[i+1:]
 		}
-		return a, nil
+		source.key = []byte(a.User)
+		return a, source, nil
 	}
 	a, ok := accounts["alias"]
 	if !ok {
-		return Account{}, &Error{Exit: 116, Report: "ZUnable to find alias user!\n"}
+		return Account{}, source, &Error{Exit: 116, Report: "ZUnable to find alias user!\n"}
 	}
 	a.Dash, a.Ext = string(breakChar), local
-	return a, nil
+	source.key = []byte("alias")
+	return a, source, nil
 }
 
 // ownsHome reports whether an account owns its home. A home that is not there is not owned; any other
