@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"sync"
 	"testing"
 	"time"
@@ -28,7 +29,11 @@ func testContext(t *testing.T) context.Context {
 func scripted(t *testing.T, script string, vars ...string) *Queue {
 	t.Helper()
 	home := t.TempDir()
-	if err := os.WriteFile(filepath.Join(home, "qq"), []byte("#!/bin/sh\n"+script), 0o755); err != nil {
+	// A child that another test forks meanwhile would hold the file open for writing, and then it cannot be run.
+	syscall.ForkLock.RLock()
+	err := os.WriteFile(filepath.Join(home, "qq"), []byte("#!/bin/sh\n"+script), 0o755)
+	syscall.ForkLock.RUnlock()
+	if err != nil {
 		t.Fatal(err)
 	}
 	return &Queue{Home: home, Program: "./qq", Replaced: true, Vars: append(vars, "PATH=/usr/bin:/bin"), Now: time.Now}

@@ -37,7 +37,7 @@ func (m *Memory) Crash(how Crash, rnd *rand.Rand) *Memory {
 			e.apply(c.of(e.dir))
 		}
 	}
-	return &Memory{t: &tree{root: c.clone(m.t.root), space: -1}, mu: &sync.Mutex{}}
+	return &Memory{t: &tree{root: c.clone(m.t.root), dirty: map[*node]bool{}, space: -1}, mu: &sync.Mutex{}}
 }
 
 type crash struct {
