@@ -211,7 +211,7 @@ type guesses struct {
 func (t *throttle) take(client netip.Addr, now time.Time) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	key := network(client)
+	key := serve.Network(client)
 	g := t.clients[key]
 	if g == nil {
 		g = t.add(key, now)
@@ -254,17 +254,7 @@ func (t *throttle) add(key netip.Addr, now time.Time) *guesses {
 func (t *throttle) give(client netip.Addr) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if g := t.clients[network(client)]; g != nil {
+	if g := t.clients[serve.Network(client)]; g != nil {
 		g.left = min(g.left+1, maxGuesses)
 	}
-}
-
-// network is what counts as one client: who has an IPv6 address has a /64 full of them.
-func network(ip netip.Addr) netip.Addr {
-	if ip.Is6() {
-		if p, err := ip.Prefix(64); err == nil {
-			return p.Addr()
-		}
-	}
-	return ip
 }

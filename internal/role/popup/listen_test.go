@@ -77,7 +77,7 @@ func checkpassword(argv []string) int {
 	if os.Chdir(filepath.Join(dir, "alice")) != nil {
 		return 111
 	}
-	syscall.Exec("/proc/self/exe", argv, os.Environ())
+	syscall.Exec("/proc/self/exe", argv, append(os.Environ(), "GORACE=atexit_sleep_ms=0")) // else it takes a second to end
 	return 111
 }
 

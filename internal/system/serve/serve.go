@@ -90,7 +90,7 @@ func (g *Group) begin(ctx context.Context, conn net.Conn) {
 
 // enter takes a place for a session, if there is one.
 func (g *Group) enter(conn net.Conn, client netip.Addr) bool {
-	limits, key := g.Limits(), network(client)
+	limits, key := g.Limits(), Network(client)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if len(g.conns) >= limits.Total || key.IsValid() && g.clients[key] >= limits.PerClient {
@@ -106,7 +106,7 @@ func (g *Group) enter(conn net.Conn, client netip.Addr) bool {
 
 func (g *Group) leave(conn net.Conn, client netip.Addr) {
 	conn.Close()
-	key := network(client)
+	key := Network(client)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	delete(g.conns, conn)
@@ -150,8 +150,8 @@ func addressOf(conn net.Conn) netip.Addr {
 	return tcp.AddrPort().Addr().Unmap().WithZone("")
 }
 
-// network is what counts as one client: who has an IPv6 address has a /64 full of them.
-func network(ip netip.Addr) netip.Addr {
+// Network is what counts as one client: who has an IPv6 address has a /64 full of them.
+func Network(ip netip.Addr) netip.Addr {
 	if ip.Is6() {
 		if p, err := ip.Prefix(64); err == nil {
 			return p.Addr()
