@@ -28,10 +28,10 @@ type Report struct {
 	Host   string // its right side
 	MTA    string // who reports
 
-	// Text is the first part. With Preamble it stands in front of the parts, too, where programs find it that
-	// know the text and nothing of MIME.
-	Text     []byte
-	Preamble bool
+	Text []byte // the first part
+	// Preamble stands in front of the parts, where only programs read it that know nothing of MIME. It ends in a
+	// line end, or is empty.
+	Preamble []byte
 
 	EnvelopeID string // what ENVID meant, or empty
 	Arrival    time.Time
@@ -73,9 +73,7 @@ func (r *Report) Append(dst []byte) []byte {
 		dst = append(dst, "Content-Transfer-Encoding: 8bit\n"...)
 	}
 	dst = append(dst, '\n')
-	if r.Preamble {
-		dst = append(dst, r.Text...)
-	}
+	dst = append(dst, r.Preamble...)
 	dst = r.delimit(dst, "")
 	dst = append(dst, "Content-Description: notification\nContent-Type: text/plain; charset="...)
 	switch {
@@ -252,4 +250,4 @@ func (r *Report) Options() (options []string) {
 }
 
 // eightBit reports whether any part has, or is said to have, bytes over 127.
-func (r *Report) eightBit() bool { return r.UTF8 || r.EightBit || !ascii(r.Text) }
+func (r *Report) eightBit() bool { return r.UTF8 || r.EightBit || !ascii(r.Text) || !ascii(r.Preamble) }

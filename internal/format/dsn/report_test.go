@@ -51,7 +51,7 @@ func TestExplain(t *testing.T) {
 func sample() *Report {
 	return &Report{
 		Fields: []byte("Date: 23 Nov 2026 03:58:18 -0000\nFrom: MAILER-DAEMON@mx.example\nTo: ann@far.example\nSubject: failure notice\n"),
-		ID:     "17", Host: "mx.example", MTA: "mx.example", Text: []byte("Hi. This is the text.\n\n"), Preamble: true,
+		ID:     "17", Host: "mx.example", MTA: "mx.example", Text: []byte("Hi. This is the text.\n\n"), Preamble: []byte("Hi. This is the preamble.\n"),
 		EnvelopeID: "a+b", Arrival: time.Unix(1795406298, 0), Whole: true, Boundary: NewBoundary("r"),
 		Outcomes: []Outcome{
 			{Recipient: "nobody@local.example", Original: "rfc822;No+2BBody@Local.example", Action: Failed, Report: "no (#5.1.1)\n", Tried: time.Unix(1795406298, 0)},
@@ -77,8 +77,7 @@ MIME-Version: 1.0
 Content-Type: multipart/report; report-type=delivery-status;
 	boundary="=_r_0"
 
-Hi. This is the text.
-
+Hi. This is the preamble.
 
 --=_r_0
 Content-Description: notification
@@ -193,21 +192,21 @@ func parts(t *testing.T, message []byte) (types []string, bodies [][]byte) {
 // FuzzReport states: whatever strangers say, a MIME program finds three parts, the text and the message as they are,
 // and in the second a block of fields for the message and for each recipient, with none that we did not write.
 func FuzzReport(f *testing.F) {
-	f.Add("=_r_0", "a@b", "rfc822;x", "no (#5.1.1)\n", "Hi.\n--=_r_0--\n", "Subject: x\n\n--=_r_0\n\nbody", true, true, true)
-	f.Add("", "ü@x", "utf-8;ü@x", "x\nRemote host said: 550 5.1.1 \r\nStatus: 2\n", "", "", false, true, false)
-	f.Add("\r\n", "\n\n", "rfc822;a+0Ab", "\r\r\n\n--\n", "--\n--", "\n\n--", true, false, false)
-	f.Fuzz(func(t *testing.T, id, recipient, orcpt, report, text, original string, utf8, whole, preamble bool) {
-		if strings.ContainsAny(text+original, "\r") {
+	f.Add("=_r_0", "a@b", "rfc822;x", "no (#5.1.1)\n", "Hi.\n--=_r_0--\n", "Subject: x\n\n--=_r_0\n\nbody", "--=_r_0\n", true, true)
+	f.Add("", "ü@x", "utf-8;ü@x", "x\nRemote host said: 550 5.1.1 \r\nStatus: 2\n", "", "", "", false, true)
+	f.Add("\r\n", "\n\n", "rfc822;a+0Ab", "\r\r\n\n--\n", "--\n--", "\n\n--", "--", true, false)
+	f.Fuzz(func(t *testing.T, id, recipient, orcpt, report, text, original, preamble string, utf8, whole bool) {
+		if strings.ContainsAny(text+original+preamble, "\r") {
 			return // they are split into other lines on the wire, but into no others that begin with the boundary
 		}
 		r := &Report{
-			Fields: []byte("Subject: failure notice\n"), ID: id, Host: recipient, MTA: report, Text: []byte(text), Preamble: preamble,
+			Fields: []byte("Subject: failure notice\n"), ID: id, Host: recipient, MTA: report, Text: []byte(text), Preamble: []byte(preamble),
 			EnvelopeID: id, Arrival: time.Unix(1, 0), UTF8: utf8, Whole: whole, EightBit: !ascii(original),
 			Outcomes: []Outcome{
 				{Recipient: recipient, Original: orcpt, Action: Failed, Report: report, Tried: time.Unix(1, 0)},
 				{Recipient: id, Original: recipient, Action: Relayed, Report: original},
 			},
-			Boundary: NewBoundary("r", []byte(text), []byte(original)),
+			Boundary: NewBoundary("r", []byte(text), []byte(original), []byte(preamble)),
 		}
 		_, bodies := parts(t, r.whole(original))
 		if len(bodies) != 3 || string(bodies[0]) != text || string(bodies[2]) != original {

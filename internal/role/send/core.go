@@ -139,6 +139,7 @@ func (c *core) take(spare []any) []any {
 // run is the loop. It returns when ctx ends.
 func (c *core) run(ctx context.Context) {
 	c.status()
+	c.limit()
 	var events []any
 	wait := time.NewTimer(0)
 	defer wait.Stop()
@@ -239,8 +240,20 @@ func (c *core) flush() {
 
 func (c *core) status() {
 	s := c.sched.Stats()
-	c.log.Status(s.Channels[schedule.Local].Jobs, s.Channels[schedule.Local].Concurrency,
-		s.Channels[schedule.Remote].Jobs, s.Channels[schedule.Remote].Concurrency, c.stopping)
+	limits := &c.config.Schedule.Channels
+	c.log.Status(s.Channels[schedule.Local].Jobs, limits[schedule.Local].Concurrency,
+		s.Channels[schedule.Remote].Jobs, limits[schedule.Remote].Concurrency, c.stopping)
+}
+
+// limit sets how many jobs may run: none on a channel while nobody is there to do them.
+func (c *core) limit() {
+	there := [...]bool{schedule.Local: c.spawner != nil, schedule.Remote: c.remote != nil}
+	for channel, limits := range c.config.Schedule.Channels {
+		if !there[channel] {
+			limits.Concurrency = 0
+		}
+		c.sched.SetConcurrency(schedule.Channel(channel), limits.Concurrency)
+	}
 }
 
 // arrive takes a message that has just become durable.
@@ -576,6 +589,7 @@ func (c *core) lose(w *worker) {
 	w.close()
 	if c.remote == w {
 		c.remote = nil
+		c.limit()
 	}
 	if c.locals[w.accounts] == w {
 		delete(c.locals, w.accounts)
@@ -633,9 +647,7 @@ func (c *core) setConfig(config *Config) {
 	c.config = config
 	clear(c.verified)
 	clear(c.accounts)
-	for channel, limits := range config.Schedule.Channels {
-		c.sched.SetConcurrency(schedule.Channel(channel), limits.Concurrency)
-	}
+	c.limit()
 	c.sched.SetLifetime(config.Schedule.Lifetime)
 	c.status()
 }

@@ -159,6 +159,7 @@ func (c *core) setSpawner(conn *ipc.Conn) {
 		go c.spawner.Close()
 	}
 	c.spawner = lookup.NewClient(conn)
+	c.limit()
 }
 
 // setRemote takes a new link to qmail-rspawn.
@@ -167,6 +168,7 @@ func (c *core) setRemote(ctx context.Context, conn *ipc.Conn) {
 		c.remote.close()
 	}
 	c.remote = newWorker("qmail-rspawn", c.store, c.post, func(context.Context) (*ipc.Conn, error) { return conn, nil })
+	c.limit()
 	go c.remote.run(ctx)
 }
 

@@ -23,6 +23,8 @@ const (
 	maxInjecting = 16
 	// maxNoticeInMemory is the largest original message that goes into a notice without a spool, in bytes.
 	maxNoticeInMemory = 256 << 10
+	// maxQSBMF is the largest original message that is quoted in full in front of a report, too, in bytes.
+	maxQSBMF = 8 << 10
 	// maxHeaderBack is how much of a message's header goes back where only that does, in bytes.
 	maxHeaderBack = 64 << 10
 )
@@ -130,7 +132,7 @@ func (c *core) writeReport(n *notice, config *Config, head []byte, text bounce.N
 	wishes := dsn.OfMessage(n.original.Options)
 	r := &dsn.Report{
 		Fields: bounce.AppendFields(nil, text), ID: noticeID(n.accept.ID, text.Date), Host: config.BounceHost, MTA: config.Me,
-		Text: bounce.AppendText(nil, text), Preamble: n.kind == bounce.Failed,
+		Text:       bounce.AppendText(nil, text),
 		EnvelopeID: wishes.ID, Arrival: n.original.Birth, Outcomes: n.outcomes,
 		UTF8:  hasOption(n.original.Options, "SMTPUTF8"),
 		Whole: n.kind == bounce.Failed && !wishes.Headers && (config.BounceMax == 0 || original.Size() <= config.BounceMax),
@@ -158,7 +160,10 @@ func (c *core) writeReport(n *notice, config *Config, head []byte, text bounce.N
 func (c *core) finishReport(n *notice, r *dsn.Report, head []byte, text bounce.Notice, back []byte, rest *io.SectionReader) error {
 	var random [16]byte
 	rand.Read(random[:]) // never fails
-	r.Boundary = dsn.NewBoundary(hex.EncodeToString(random[:]), r.Text, back)
+	if n.kind == bounce.Failed {
+		r.Preamble = qsbmf(text, r.Whole, back)
+	}
+	r.Boundary = dsn.NewBoundary(hex.EncodeToString(random[:]), r.Text, r.Preamble, back)
 	n.accept.Envelope.Options = r.Options()
 	head = r.Append(head)
 	head = append(bounce.AppendReturnPath(head, text), back...)
@@ -166,6 +171,22 @@ func (c *core) finishReport(n *notice, r *dsn.Report, head []byte, text bounce.N
 		rest = io.NewSectionReader(bytes.NewReader(nil), 0, 0)
 	}
 	return c.join(n, head, rest, r.AppendEnd(nil))
+}
+
+// qsbmf is the bounce that qmail-send has always written, for the preamble of a report: programs that know nothing of
+// MIME find in it what they look for. Of a message that is not small, or does not go back whole, it has the header.
+func qsbmf(text bounce.Notice, whole bool, back []byte) []byte {
+	b := bounce.AppendReturnPath(bounce.AppendText(nil, text), text)
+	if whole && len(back) <= maxQSBMF && back != nil {
+		b = append(b, back...)
+	} else {
+		header := headerOf(back)
+		b = append(append(b, header[:min(len(header), maxQSBMF)]...), bounce.Stripped...)
+	}
+	if b[len(b)-1] != '\n' {
+		b = append(b, '\n')
+	}
+	return b
 }
 
 // join makes the body of a notice: small ones in memory, large ones by a file.
