@@ -75,8 +75,8 @@ func TestExplainAgreesWithFind(t *testing.T) {
 			fmt.Fprintf(&text, "%c%s:u%d:%d:100:/home/u:-:%s:\n", "=+"[rnd.IntN(2)], name(), rnd.IntN(9), 500+rnd.IntN(9), name())
 		}
 		text.WriteString(".\n")
-		assign(t, filepath.Join(dir, "cdb"), text.String())
 		write(t, filepath.Join(dir, "assign"), text.String())
+		assign(t, filepath.Join(dir, "cdb"), text.String())
 		tables := New(filepath.Join(dir, "cdb"), passwd)
 		all := strings.Split(text.String(), "\n")
 		for range 40 {
