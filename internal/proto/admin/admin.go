@@ -31,6 +31,7 @@ package admin
 import (
 	"net/netip"
 	"path/filepath"
+	"strings"
 	"time"
 )
 
@@ -63,6 +64,8 @@ const (
 const (
 	// MaxText bounds any value in a record, in bytes: an address, and what virtualdomains puts before it.
 	MaxText = 4000
+	// MaxSteps bounds the steps that a worker may add to an explanation, in bytes.
+	MaxSteps = 100 << 10
 	// chunk is how much goes into one frame, in bytes, before the next is begun.
 	chunk = 32 << 10
 	// page is how much is sent before the client has to ask for more, in bytes.
@@ -224,6 +227,15 @@ type Step struct {
 	Text  string
 	File  string // that decided it
 	Line  int    // in there, from 1; 0 if it is not known
+}
+
+// Verdict is the last step: what the report of a delivery would be.
+func Verdict(report string) Step {
+	value, text := "Z", report
+	if report != "" {
+		value, text = report[:1], report[1:]
+	}
+	return Step{Topic: "verdict", Value: value, Text: strings.TrimRight(text, "\n")}
 }
 
 // Slow is an address whose connections timed out.

@@ -320,3 +320,36 @@ func (s *Slow) codec() codec {
 		return i.store()
 	}}
 }
+
+// AppendSteps writes steps, for those who explain to qmail-send. Beyond MaxSteps bytes only the last, the verdict, is
+// written.
+func AppendSteps(dst []byte, steps []Step) []byte {
+	for i := range steps {
+		one := steps[i].codec().append(nil)
+		if len(dst)+len(one) > MaxSteps && i < len(steps)-1 {
+			continue
+		}
+		dst = append(dst, one...)
+	}
+	return dst
+}
+
+// ParseSteps reads what AppendSteps writes.
+func ParseSteps(b []byte) (steps []Step, err error) {
+	err = each(b, (*Step).codec, func(s *Step) error { steps = append(steps, *s); return nil })
+	return steps, err
+}
+
+// AppendSlow and ParseSlow do the same with addresses that timed out.
+func AppendSlow(dst []byte, list []Slow) []byte {
+	for i := range list {
+		dst = list[i].codec().append(dst)
+	}
+	return dst
+}
+
+// ParseSlow reads what AppendSlow writes.
+func ParseSlow(b []byte) (list []Slow, err error) {
+	err = each(b, (*Slow).codec, func(s *Slow) error { list = append(list, *s); return nil })
+	return list, err
+}

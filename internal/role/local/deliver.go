@@ -237,6 +237,7 @@ type instructions struct {
 	text        []byte
 	forwardOnly bool
 	from        dotqmail.Candidate // which file it was; From is -1 if none
+	empty       bool               // it was, so that text is the default delivery
 }
 
 func (s *site) instructions(d *delivery) (instructions, error) {
@@ -257,9 +258,9 @@ func (s *site) instructions(d *delivery) (instructions, error) {
 			return instructions{}, later(fmt.Sprintf("Unable to read %s: %s. (#4.3.0)", c.Name, errstr.Text(err)))
 		}
 		if len(text) == 0 {
-			return instructions{text: []byte(d.fallback), from: c}, nil
+			return instructions{text: []byte(d.fallback), from: c, empty: true}, nil
 		}
-		return instructions{text, info.Mode()&0o100 != 0, c}, nil
+		return instructions{text: text, forwardOnly: info.Mode()&0o100 != 0, from: c}, nil
 	}
 	if d.dash != "" {
 		return instructions{}, errNoMailbox

@@ -48,7 +48,7 @@ func serve(ctx context.Context, e *env.Env, w *worker) int {
 		return exitLater
 	}
 	defer w.door.close()
-	if err := jobs.Serve(context.WithoutCancel(ctx), conn, w.handle); !jobs.Ended(err) {
+	if err := jobs.ServeAsked(context.WithoutCancel(ctx), conn, w.handle, w.answer); !jobs.Ended(err) {
 		fmt.Fprintln(e.Stderr, "qmail-send:", err)
 		return exitLater
 	}
@@ -80,17 +80,9 @@ func (w *worker) handle(ctx context.Context, j *jobs.Job, body *jobs.Body, _ job
 
 // report delivers to one recipient and says what became of it, as qmail-lspawn did.
 func (w *worker) report(ctx context.Context, j *jobs.Job, i int, body *jobs.Body) (text string, passedOn bool) {
-	local, domain, ok := address.Split(j.Recipients[i])
-	switch {
-	case !ok:
-		return "DSorry, address must include host name. (#5.1.3)\n", false
-	case strings.Contains(j.Dash, "..") || strings.ContainsRune(j.Dash+j.Ext, 0):
-		return "Zunusable assignment of this address. (#4.3.0)\n", false
-	}
-	d := &delivery{
-		user: w.user, home: w.home, local: local, domain: domain, dash: j.Dash, ext: j.Ext,
-		sender: j.Sender, fallback: w.fallback, message: &message{body: body},
-		options: j.Options, recipientOptions: j.RecipientOptions[i],
+	d, refusal := w.delivery(j, i, body)
+	if d == nil {
+		return refusal, false
 	}
 	switch {
 	case w.program != "" && j.Verify:
@@ -103,6 +95,22 @@ func (w *worker) report(ctx context.Context, j *jobs.Job, i int, body *jobs.Body
 	out := &capped{}
 	text = out.report(w.run(ctx, d, out, out))
 	return text, d.passedOn
+}
+
+// delivery is what a job asks for as to one recipient, or why not.
+func (w *worker) delivery(j *jobs.Job, i int, body *jobs.Body) (d *delivery, refusal string) {
+	local, domain, ok := address.Split(j.Recipients[i])
+	switch {
+	case !ok:
+		return nil, "DSorry, address must include host name. (#5.1.3)\n"
+	case strings.Contains(j.Dash, "..") || strings.ContainsRune(j.Dash+j.Ext, 0):
+		return nil, "Zunusable assignment of this address. (#4.3.0)\n"
+	}
+	return &delivery{
+		user: w.user, home: w.home, local: local, domain: domain, dash: j.Dash, ext: j.Ext,
+		sender: j.Sender, fallback: w.fallback, message: &message{body: body},
+		options: j.Options, recipientOptions: j.RecipientOptions[i],
+	}, ""
 }
 
 func verdict(err error) string {
