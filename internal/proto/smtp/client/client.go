@@ -58,6 +58,7 @@ type Conn struct {
 
 	reset bool // RSET must come before the next MAIL
 	dead  bool // of no further use
+	tired bool // it puts senders off: not to be asked again at once
 	gone  bool // the server has closed, or a QUIT would be out of place
 }
 
@@ -80,7 +81,7 @@ func hostOf(conn net.Conn) string {
 }
 
 // Usable reports whether another message may be sent.
-func (c *Conn) Usable() bool { return !c.dead && c.in.empty() }
+func (c *Conn) Usable() bool { return !c.dead && !c.tired && c.in.empty() }
 
 // Quit ends the connection; the server's answer is not awaited.
 func (c *Conn) Quit() {

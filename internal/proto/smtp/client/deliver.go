@@ -234,6 +234,7 @@ func (t *transaction) mailReply() bool {
 	}
 	t.result.Answered = code != 421 // it shuts down: that is nothing against the message
 	if letter := class(code); letter != 'K' {
+		t.tired = letter == 'Z'
 		return t.end(letter, "Connected to "+t.addr+" but sender was rejected.\n"+t.remoteSaid())
 	}
 	return true

@@ -193,6 +193,8 @@ func TestConnectionsAreReused(t *testing.T) {
 		{"after success nothing stands between", nil, "|", true},
 		{"after a refused message comes RSET", map[string]string{"body": "554 no\r\n"}, "|RSET|", true},
 		{"after a refused recipient comes RSET", map[string]string{"rcpt1": "550 no\r\n"}, "|RSET|", true},
+		{"a sender that is put off leaves", map[string]string{"mail": "451 later\r\n", "rcpt": "503 no\r\n", "data": "503 no\r\n"}, "", false},
+		{"after a refused sender comes RSET", map[string]string{"mail": "550 no\r\n", "rcpt": "503 no\r\n", "data": "503 no\r\n"}, "|RSET|", true},
 		{"after a shutdown nothing comes", map[string]string{"rcpt1": "421 bye\r\n", "data": "503 no\r\n"}, "", false},
 		{"after words out of turn nothing comes", map[string]string{"body": "250 ok\r\n250 again\r\n"}, "", false},
 	}
