@@ -39,14 +39,11 @@ type Message struct {
 // Append adds m to the file at path, which errors call name. nil means that it is there to stay. An error is a
 // *reply.Error, and the file is as long as before.
 func Append(ctx context.Context, path, name string, m Message) error {
-	f, err := open(path)
+	f, err := openLocked(ctx, path, name)
 	if err != nil {
-		return refusal("4.2.1", "Unable to open "+name, err)
-	}
-	defer f.Close() // after the sync an error here says nothing
-	if err := lock(ctx, f, name); err != nil {
 		return err
 	}
+	defer f.Close() // after the sync an error here says nothing
 	info, err := f.Stat()
 	if err != nil {
 		return refusal("4.3.0", "Unable to write "+name, err)
@@ -63,6 +60,32 @@ func Append(ctx context.Context, path, name string, m Message) error {
 
 func refusal(status, what string, err error) error {
 	return reply.Temporary(status, fmt.Sprintf("%s: %s.", what, errstr.Text(err)), err)
+}
+
+// openLocked opens and locks the file. While the lock was waited for another file may have taken its place, as
+// maildir2mbox does it: what is written to the old one nobody would ever see.
+func openLocked(ctx context.Context, path, name string) (*os.File, error) {
+	ctx, cancel := context.WithTimeout(ctx, lockTime)
+	defer cancel()
+	for {
+		f, err := open(path)
+		if err != nil {
+			return nil, refusal("4.2.1", "Unable to open "+name, err)
+		}
+		if err := lock(ctx, f, name); err != nil {
+			f.Close()
+			return nil, err
+		}
+		ours, err1 := f.Stat()
+		now, err2 := os.Stat(path)
+		if err1 == nil && err2 == nil && os.SameFile(ours, now) {
+			return f, nil
+		}
+		f.Close()
+		if ctx.Err() != nil { // somebody replaces it all the time
+			return nil, refusal("4.3.0", "Unable to lock "+name, ctx.Err())
+		}
+	}
 }
 
 // open opens or makes the file. What is no regular file, or reached by a link and not the user's, is refused.
@@ -93,8 +116,6 @@ func open(path string) (*os.File, error) {
 }
 
 func lock(ctx context.Context, f *os.File, name string) error {
-	ctx, cancel := context.WithTimeout(ctx, lockTime)
-	defer cancel()
 	for {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		switch {

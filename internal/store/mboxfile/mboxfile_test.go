@@ -165,3 +165,38 @@ func TestALockThatIsNotGivenBackDefers(t *testing.T) {
 		t.Error("written without the lock")
 	}
 }
+
+// TestAFileThatIsReplaced while its lock is waited for gets nothing: its place is taken by another.
+func TestAFileThatIsReplaced(t *testing.T) {
+	dir := t.TempDir()
+	path := dir + "/Mailbox"
+	old, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer old.Close()
+	if err := unix.Flock(int(old.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- Append(t.Context(), path, "./Mailbox", message("x\n")) }()
+	time.Sleep(2 * lockPause) // it waits by now; if not, it sees the new file at once
+	if err := os.WriteFile(dir+"/new", []byte("From new\n\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(dir+"/new", path); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Flock(int(old.Fd()), unix.LOCK_UN); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if got := content(t, path); got != "From new\n\n"+start+"x\n\n" {
+		t.Errorf("%q", got)
+	}
+	if info, err := old.Stat(); err != nil || info.Size() != 0 {
+		t.Errorf("the old one has %d bytes, %v", info.Size(), err)
+	}
+}
