@@ -24,6 +24,8 @@ import (
 // TestMain is also the programs that run after a login.
 func TestMain(m *testing.M) {
 	switch filepath.Base(os.Args[0]) {
+	case "qmail-popup":
+		os.Exit(classicMain())
 	case "checkpassword":
 		os.Exit(checkpassword(os.Args[1:]))
 	case "qmail-pop3d":

@@ -57,7 +57,12 @@ func classic(ctx context.Context, e *env.Env, args []string) int {
 	if !ok {
 		out = e.Stdin
 	}
-	stderr, _ := e.Stderr.(*os.File)
+	stderr, ok := conn.Stderr.(*os.File)
+	if !ok { // inetd has made that the connection, too: errors are not for the client
+		if stderr, err = os.OpenFile(os.DevNull, os.O_WRONLY, 0); err == nil {
+			defer stderr.Close()
+		}
+	}
 	setBlocking(true, e.Stdin, out)
 	refusal := admit(ctx, args[1:], e.Vars, creds, login.Banner, e.Stdin, out, stderr)
 	if refusal == "" {
