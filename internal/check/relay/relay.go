@@ -225,30 +225,37 @@ func (p *Policy) literal(addr string) string {
 	return local + "@" + p.localIPHost
 }
 
-// allowed looks up the domain and each suffix that begins at a dot: in rcpthosts, then in morercpthosts.
+// allowed says whether strangers may send to a domain.
 func (p *Policy) allowed(domain string) error {
+	_, _, err := p.Listed(domain)
+	return err
+}
+
+// Listed looks up the domain and each suffix that begins at a dot: in rcpthosts, then in morercpthosts. It returns the
+// control file and the entry in it, or the refusal.
+func (p *Policy) Listed(domain string) (file, key string, err error) {
 	domain = address.Lower(domain)
 	if domain == "" || p.hosts == nil {
-		return errHost
+		return "", "", errHost
 	}
 	for s, ok := domain, true; ok; s, ok = suffix(s) {
 		if p.hosts[s] {
-			return nil
+			return "rcpthosts", s, nil
 		}
 	}
 	if p.more == nil {
-		return errHost
+		return "", "", errHost
 	}
 	for s, ok := domain, true; ok; s, ok = suffix(s) {
 		_, found, err := p.more.Find([]byte(s))
 		if err != nil {
-			return &reply.Error{Code: errControl.Code, Status: errControl.Status, Text: errControl.Text, Err: err}
+			return "morercpthosts.cdb", "", &reply.Error{Code: errControl.Code, Status: errControl.Status, Text: errControl.Text, Err: err}
 		}
 		if found {
-			return nil
+			return "morercpthosts.cdb", s, nil
 		}
 	}
-	return errHost
+	return "", "", errHost
 }
 
 // suffix returns the next suffix of s that begins at a dot, ".b.c" and then ".c" for "a.b.c".

@@ -32,14 +32,7 @@ const (
 )
 
 // sendQMTP sends m to a relay of qmtproutes.
-func (s *Sender) sendQMTP(ctx context.Context, c *Config, relay smtproute.Relay, m *smtp.Message) smtp.Result {
-	targets := []smtproute.Target{{Addr: netip.AddrPortFrom(relay.Addr, relay.Port)}}
-	if !relay.Addr.IsValid() {
-		var refusal *refusal
-		if targets, refusal = s.relayTargets(ctx, relay); refusal != nil {
-			return verdict(refusal.Letter, refusal.Text, len(m.Recipients))
-		}
-	}
+func (s *Sender) sendQMTP(ctx context.Context, c *Config, targets []smtproute.Target, m *smtp.Message) smtp.Result {
 	p := &qmtp.Message{Sender: m.Sender, Recipients: m.Recipients, Head: m.Body.Head, Rest: m.Body.Rest, Size: m.Body.Size}
 	last := verdict('Z', noQMTP, len(m.Recipients))
 	enough := s.world.Now().Add(searchFor)

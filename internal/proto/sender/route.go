@@ -45,15 +45,37 @@ func visible(name string) string {
 	return string(b)
 }
 
-// targets finds the addresses for a domain, in the order in which to try them.
-func (s *Sender) targets(ctx context.Context, c *Config, domain string) ([]smtproute.Target, *refusal) {
+// Plan is where mail for a domain goes.
+type Plan struct {
+	Setting string          // "qmtproutes" or "smtproutes" if an entry there says so
+	Relay   smtproute.Relay // and what it says
+	QMTP    bool
+	Targets []smtproute.Target // in the order in which to try them
+	Refusal *client.Report     // or why there are none
+}
+
+// plan finds out where mail for a domain goes.
+func (s *Sender) plan(ctx context.Context, c *Config, domain string) (p Plan) {
+	if c.QMTP != nil {
+		if relay, routed := c.QMTP(domain); routed && !relay.Direct() {
+			p = Plan{Setting: "qmtproutes", Relay: relay, QMTP: true}
+			p.Targets, p.Refusal = s.relayTargets(ctx, relay)
+			return p
+		}
+	}
 	relay, routed := c.Route(domain)
-	switch {
-	case !routed:
+	if routed {
+		p.Setting, p.Relay = "smtproutes", relay
+	} else {
 		relay.Port = smtproute.SMTP
-	case relay.Addr.IsValid():
-		return []smtproute.Target{{Host: relay.Addr.String(), Addr: netip.AddrPortFrom(relay.Addr, relay.Port)}}, nil
-	case relay.Host != "":
+	}
+	p.Targets, p.Refusal = s.targets(ctx, relay, domain)
+	return p
+}
+
+// targets finds the addresses for a domain, in the order in which to try them. A relay that is direct only has a port.
+func (s *Sender) targets(ctx context.Context, relay smtproute.Relay, domain string) ([]smtproute.Target, *refusal) {
+	if !relay.Direct() {
 		return s.relayTargets(ctx, relay)
 	}
 	mine, err := s.mine()
@@ -69,6 +91,9 @@ func (s *Sender) targets(ctx context.Context, c *Config, domain string) ([]smtpr
 
 // relayTargets looks up a relay of smtproutes. It may be this machine: whoever wrote the route knows why.
 func (s *Sender) relayTargets(ctx context.Context, relay smtproute.Relay) ([]smtproute.Target, *refusal) {
+	if relay.Addr.IsValid() {
+		return []smtproute.Target{{Host: relay.Addr.String(), Addr: netip.AddrPortFrom(relay.Addr, relay.Port)}}, nil
+	}
 	h := s.host(ctx, smtproute.Exchanger{Host: relay.Host})
 	return choose([]smtproute.Host{h}, relay.Port, func(netip.Addr) bool { return false }, func() *refusal { return noHost(relay.Host) })
 }

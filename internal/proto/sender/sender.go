@@ -119,15 +119,14 @@ func (s *Sender) Send(ctx context.Context, domain string, m *client.Message) cli
 	if c == nil || c.Hello == "" {
 		return verdict('Z', NoControls, n)
 	}
-	if c.QMTP != nil {
-		if relay, routed := c.QMTP(domain); routed && !relay.Direct() {
-			return s.sendQMTP(ctx, c, relay, m)
-		}
+	p := s.plan(ctx, c, domain)
+	if p.Refusal != nil {
+		return verdict(p.Refusal.Letter, p.Refusal.Text, n)
 	}
-	targets, refusal := s.targets(ctx, c, domain)
-	if refusal != nil {
-		return verdict(refusal.Letter, refusal.Text, n)
+	if p.QMTP {
+		return s.sendQMTP(ctx, c, p.Targets, m)
 	}
+	targets := p.Targets
 	if r, ok := s.overIdle(targets, m); ok {
 		return r
 	}

@@ -159,7 +159,7 @@ func (s *spawner) wind() {
 
 // serve carries out the jobs of one link. An older link of the same qmail-send ends by itself.
 func (s *spawner) serve(ctx context.Context, link *ipc.Conn) {
-	err := jobs.Serve(ctx, link, s.deliver)
+	err := jobs.ServeAsked(ctx, link, s.deliver, s.answer)
 	if !jobs.Ended(err) && ctx.Err() == nil {
 		s.log.Error("link to qmail-send lost", "err", err)
 	}

@@ -92,6 +92,13 @@ func (t *Table) Connected(a netip.Addr) {
 	delete(t.records, a)
 }
 
+// Clear forgets all addresses.
+func (t *Table) Clear() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	clear(t.records)
+}
+
 // Entry is one remembered address.
 type Entry struct {
 	Addr  netip.Addr

@@ -35,26 +35,65 @@ type Target struct {
 
 // Rewrite routes one recipient. Work is linear in its length: every round of the percent hack cuts off a
 // domain and uses up a percent sign.
-func (t *Table) Rewrite(recipient string) Target {
-	addr := t.complete(recipient)
+func (t *Table) Rewrite(recipient string) Target { return t.rewrite(recipient, nil) }
+
+// rewrite is Rewrite; why, if not nil, hears of every entry that had a part in it.
+func (t *Table) rewrite(recipient string, why func(Reason)) Target {
+	addr := t.complete(recipient, why)
 	_, domain, _ := address.Split(addr)
 	if t.Locals.Has(domain) {
+		tell(why, Reason{Locals, address.Lower(domain), "", addr})
 		return local(addr)
 	}
-	switch prefix, ok := t.virtual(addr, domain); {
-	case ok && prefix != "":
+	prefix, key, ok := t.virtual(addr, domain)
+	if ok && prefix != "" {
+		tell(why, Reason{Virtual, key, prefix, prefix + "-" + addr})
 		return local(prefix + "-" + addr)
-	default: // no entry, or one with an empty value, which is an exception
-		return Target{schedule.Remote, addr, address.Lower(domain)}
+	}
+	if ok { // an entry with an empty value is an exception
+		tell(why, Reason{Virtual, key, "", addr})
+	}
+	return Target{schedule.Remote, addr, address.Lower(domain)}
+}
+
+// Setting is a control file that routes.
+type Setting string
+
+// The settings.
+const (
+	NoAt    Setting = "envnoathost"
+	Percent Setting = "percenthack"
+	Locals  Setting = "locals"
+	Virtual Setting = "virtualdomains"
+)
+
+// Reason is an entry that had a part in a routing, and what the address was after it.
+type Reason struct {
+	Setting Setting
+	Key     string // of the entry, in lower case
+	Value   string // of Virtual and NoAt
+	Address string
+}
+
+func tell(why func(Reason), r Reason) {
+	if why != nil {
+		why(r)
 	}
 }
 
+// Explain is Rewrite with its reasons.
+func (t *Table) Explain(recipient string) (to Target, reasons []Reason) {
+	to = t.rewrite(recipient, func(r Reason) { reasons = append(reasons, r) })
+	return to, reasons
+}
+
 // complete gives addr a domain and undoes the percent hack: u%b@a becomes u@b while a is in percenthack.
-func (t *Table) complete(addr string) string {
+func (t *Table) complete(addr string, why func(Reason)) string {
 	at := strings.LastIndexByte(addr, '@')
 	if at < 0 {
 		at = len(addr)
 		addr += "@" + t.NoAtHost
+		tell(why, Reason{NoAt, "", t.NoAtHost, addr})
 	}
 	percent := strings.LastIndexByte(addr[:at], '%')
 	if percent < 0 || !t.Percent.Has(addr[at+1:]) {
@@ -62,21 +101,22 @@ func (t *Table) complete(addr string) string {
 	}
 	b := []byte(addr)
 	for percent >= 0 && t.Percent.Has(string(b[at+1:])) {
+		key := address.Lower(string(b[at+1:]))
 		b[percent] = '@'
 		b = b[:at]
 		at = bytes.LastIndexByte(b, '@')
 		percent = bytes.LastIndexByte(b[:percent], '%')
+		tell(why, Reason{Percent, key, "", string(b)})
 	}
 	return string(b)
 }
 
 // virtual finds addr in virtualdomains: the whole address, then the domain, its dot suffixes, the empty key.
-func (t *Table) virtual(addr, domain string) (prefix string, ok bool) {
+func (t *Table) virtual(addr, domain string) (prefix, key string, ok bool) {
 	if prefix, ok = t.Virtual.Get(addr); ok {
-		return prefix, true
+		return prefix, address.Lower(addr), true
 	}
-	prefix, _, ok = t.Virtual.Domain(domain)
-	return prefix, ok
+	return t.Virtual.Domain(domain)
 }
 
 // local makes the target of a local address. Who owns it only lspawn can say; what stands before the first
