@@ -218,6 +218,9 @@ func (c *comparison) run(ctx context.Context, peers []peer.Peer) error {
 		}
 		for _, m := range c.modes {
 			for _, p := range turn {
+				if m.protocol != "" && p.Name() != ours {
+					continue
+				}
 				if err := becalm(ctx, c.calm); err != nil {
 					return err
 				}
@@ -252,6 +255,11 @@ func (c *comparison) print() error {
 		c.note(fmt.Sprintf("the machine was busy with other work: up to %.0f %% of all CPUs", 100*busiest))
 	}
 	c.report.Summarize(modes, ours, theirs)
+	for _, pair := range [][2]string{{"t", "h"}, {"T", "p"}, {"q", "n"}, {"q", "h"}} {
+		if x, ok := c.report.Times(ours, pair[0], pair[1]); ok {
+			c.note(fmt.Sprintf("%s: mode %s is %.1f times as fast as mode %s", ours, pair[0], x, pair[1]))
+		}
+	}
 	if err := c.report.Table(os.Stdout, ours, theirs); err != nil || c.json == "" {
 		return err
 	}

@@ -35,6 +35,7 @@ func loadMain(ctx context.Context, args []string) error {
 	fs.IntVar(&cfg.Size, "l", 4096, "bytes of each body")
 	fs.BoolVar(&cfg.Keep, "keep", false, "send message after message on a connection instead of one")
 	fs.BoolVar(&cfg.Pipeline, "pipeline", false, "send groups of commands (RFC 2920)")
+	fs.StringVar(&cfg.Protocol, "protocol", "", "qmtp or qmqp instead of SMTP")
 	fs.StringVar(&cfg.From, "f", "sender@load.example", "reverse path")
 	fs.StringVar(&cfg.Params, "params", "", "what to write after MAIL FROM:<...>")
 	fs.StringVar(&to, "t", "bench@local.example", "recipient")

@@ -38,7 +38,7 @@ func (c *comparison) measure(ctx context.Context, m mode, p peer.Peer, round int
 		return s.sample, err
 	}
 	defer s.sink.close()
-	setup := peer.Setup{Dir: dir, Hold: m.hold, Relay: s.sink.addr(), Sessions: s.clients(), Self: c.self}
+	setup := peer.Setup{Dir: dir, Hold: m.hold, Relay: s.sink.addr(), Sessions: s.clients(), Self: c.self, Protocol: m.protocol}
 	setup.Routes = routes(hosts, s.sink.addr().Port())
 	if s.server, err = p.Start(ctx, setup); err != nil {
 		return s.sample, err

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 
+	"qmail/cmd/bench/internal/load"
 	"qmail/cmd/bench/internal/report"
 )
 
@@ -13,15 +14,16 @@ type mode struct {
 	report.Mode
 	run func(context.Context, *step) error
 
-	accept   bool // measured until the last 250
-	hold     bool // accepted mail stays in the queue
-	relay    bool // the recipient is at the sink
-	list     bool // recipients at many domains
-	held     bool // many sessions at once
-	single   bool // a new connection for every message
-	pipeline bool // by our own generator
-	verp     bool // a sender of its own for each recipient
-	extra    bool // only when asked for
+	accept   bool   // measured until the last 250
+	hold     bool   // accepted mail stays in the queue
+	relay    bool   // the recipient is at the sink
+	list     bool   // recipients at many domains
+	held     bool   // many sessions at once
+	single   bool   // a new connection for every message
+	pipeline bool   // by our own generator
+	verp     bool   // a sender of its own for each recipient
+	protocol string // not SMTP, and so only for our own server
+	extra    bool   // only when asked for
 }
 
 // modes is every kind of work, in the order of the report.
@@ -33,6 +35,9 @@ func modes() []mode {
 		{Mode: report.Mode{Key: "h", Title: "until 250, all held in the queue", Unit: messages}, run: flow, accept: true, hold: true},
 		{Mode: report.Mode{Key: "n", Title: "as h, with a new connection for each message", Unit: messages}, run: flow, accept: true, hold: true, single: true, extra: true},
 		{Mode: report.Mode{Key: "p", Title: "as h, with commands pipelined", Unit: messages}, run: flow, accept: true, hold: true, pipeline: true},
+		{Mode: report.Mode{Key: "t", Title: "as h, by QMTP", Unit: messages}, run: flow, accept: true, hold: true, protocol: load.QMTP},
+		{Mode: report.Mode{Key: "T", Title: "as p, by QMTP", Unit: messages}, run: flow, accept: true, hold: true, pipeline: true, protocol: load.QMTP},
+		{Mode: report.Mode{Key: "q", Title: "as n, by QMQP", Unit: messages}, run: flow, accept: true, hold: true, single: true, protocol: load.QMQP},
 		{Mode: report.Mode{Key: "b", Title: "until all are in one Maildir", Unit: messages}, run: flow},
 		{Mode: report.Mode{Key: "B", Title: "as b, with commands pipelined", Unit: messages}, run: flow, pipeline: true},
 		{Mode: report.Mode{Key: "c", Title: "until all have left to the sink", Unit: messages}, run: flow, relay: true},

@@ -85,8 +85,8 @@ func (s *step) generate(ctx context.Context, to string, n int) (cpu time.Duratio
 	const from = "sender@load.example"
 	common := []string{"-s", fmt.Sprint(s.sessions), "-l", fmt.Sprint(s.size), "-m", fmt.Sprint(n), "-f", from, "-t", to}
 	var cmd *exec.Cmd
-	if s.mode.pipeline || s.generator == "own" {
-		args := append([]string{"load", "-addr", s.server.Addr.String()}, common...)
+	if s.ownGenerator() {
+		args := append([]string{"load", "-addr", s.server.Addr.String(), "-protocol", s.mode.protocol}, common...)
 		args = append(args, fmt.Sprint("-pipeline=", s.mode.pipeline), fmt.Sprint("-keep=", !s.mode.single))
 		cmd = exec.CommandContext(ctx, s.self, args...)
 	} else {
@@ -102,7 +102,7 @@ func (s *step) generate(ctx context.Context, to string, n int) (cpu time.Duratio
 	if err := cmd.Run(); err != nil {
 		return 0, fmt.Errorf("%s: %w: %s%s", filepath.Base(cmd.Path), errors.Join(err, context.Cause(ctx)), strings.TrimSpace(errs.String()), out.Bytes())
 	}
-	if s.mode.pipeline || s.generator == "own" {
+	if s.ownGenerator() {
 		var res loaded
 		if err := json.Unmarshal(out.Bytes(), &res); err != nil {
 			return 0, fmt.Errorf("load generator: %w", err)
@@ -112,6 +112,11 @@ func (s *step) generate(ctx context.Context, to string, n int) (cpu time.Duratio
 		}
 	}
 	return cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime(), nil
+}
+
+// ownGenerator reports whether the mode needs our own.
+func (s *step) ownGenerator() bool {
+	return s.mode.pipeline || s.mode.protocol != "" || s.generator == "own"
 }
 
 // posts sends list posts one after the other, each when the one before has arrived everywhere.

@@ -108,15 +108,19 @@ func (s *super) equip(x *seat) error {
 	if err != nil {
 		return err
 	}
+	for _, y := range s.seats { // links first: whoever comes in by a socket wants what is behind them
+		if y.child == nil || !names(x.links, y.name) && !names(y.links, x.name) {
+			continue
+		}
+		if err := plumb(x, y); err != nil {
+			for _, k := range list {
+				k.file.Close()
+			}
+			return err
+		}
+	}
 	for _, k := range list {
 		x.child.order(env.Listen, k.service, k.file)
-	}
-	for _, y := range s.seats {
-		if y.child != nil && (names(x.links, y.name) || names(y.links, x.name)) {
-			if err := plumb(x, y); err != nil {
-				return err
-			}
-		}
 	}
 	return nil
 }

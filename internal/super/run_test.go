@@ -184,7 +184,7 @@ func TestEveryRoleGetsItsSocketsAndBothEndsOfALinkAreTold(t *testing.T) {
 			"send":   "A enqueue, A admin, L lspawn, L rspawn, L smtpd",
 			"lspawn": "L send",
 			"rspawn": "L send",
-			"smtpd":  "A smtp, L send",
+			"smtpd":  "L send, A smtp",
 		}
 		for name, orders := range want {
 			if got := strings.Join(g.cast[name].orders, ", "); got != orders {
@@ -354,7 +354,7 @@ func TestAServerWithoutASocketDoesNotRun(t *testing.T) {
 		pass(time.Second)
 		hup <- os.Interrupt
 		pass(time.Second)
-		if got := strings.Join(g.cast["qmtpd"].orders, ", "); got != "A qmtp, L send" {
+		if got := strings.Join(g.cast["qmtpd"].orders, ", "); got != "L send, A qmtp" {
 			t.Errorf("qmtpd got %s", got)
 		}
 		g.none, g.fresh = []string{"smtp", "qmtp", "qmqp", "pop3"}, nil

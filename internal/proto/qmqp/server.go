@@ -78,7 +78,7 @@ func (v *Server) Serve(ctx context.Context, stream Stream, from *received.From) 
 	} else if err != io.EOF {
 		s.tell("", err.Error())
 	}
-	if err != io.EOF {
+	if s.unread || err != nil && err != io.EOF {
 		serve.Linger(stream)
 	}
 	return err
@@ -103,6 +103,7 @@ type session struct {
 	size     int // about how many bytes the recipients hold
 	held     int // bytes asked for with Hold
 	failure  error
+	unread   bool // there is input that is none of ours
 }
 
 // interrupt wakes the session up when the server stops.
@@ -131,6 +132,7 @@ func (s *session) run() (answer string, err error) {
 				return "", err
 			}
 			if e.kind == end {
+				s.unread = len(in) > 0
 				return s.commit()
 			}
 			if e.kind == nothing {

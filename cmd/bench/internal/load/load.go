@@ -1,4 +1,4 @@
-// Package load sends messages over SMTP as fast as a server takes them, and holds idle sessions.
+// Package load sends messages over SMTP, QMTP or QMQP as fast as a server takes them, and holds idle sessions.
 //
 // All sessions run on one thread (see package poll). A session waits for each reply before the next command, or,
 // with Pipeline, sends whole groups (RFC 2920): MAIL, the RCPTs and DATA in one write, then the message together with the
@@ -23,6 +23,7 @@ type Config struct {
 	Messages int // in all
 	Keep     bool
 	Pipeline bool
+	Protocol string // "" is SMTP
 
 	From   string   // reverse path without brackets
 	Params string   // after MAIL FROM:<...>, such as " SIZE=4096"
@@ -52,17 +53,18 @@ const (
 
 // run is one Run in progress.
 type run struct {
-	cfg   Config
-	loop  *poll.Loop
-	buf   []byte // one read buffer for all sessions
-	mail  []byte // MAIL, the first command of a group
-	rcpt  [][]byte
-	group []byte // MAIL, RCPTs and DATA
-	body  []byte // dot-stuffed, with its final dot
-	begun int    // messages given to sessions
-	open  int    // sessions
-	res   Result
-	fatal error
+	cfg    Config
+	loop   *poll.Loop
+	buf    []byte // one read buffer for all sessions
+	mail   []byte // MAIL, the first command of a group
+	rcpt   [][]byte
+	group  []byte // MAIL, RCPTs and DATA
+	body   []byte // dot-stuffed, with its final dot
+	packet []byte // a message as QMTP or QMQP has it
+	begun  int    // messages given to sessions
+	open   int    // sessions
+	res    Result
+	fatal  error
 }
 
 // Run sends all messages. Its error is one of the generator's surroundings, or that too many messages failed; a single
@@ -107,6 +109,12 @@ func prepare(cfg Config) (*run, error) {
 		body = Message(cfg.From, cfg.To[0], cfg.Size)
 	}
 	r.body = Stuff(body)
+	if cfg.Protocol != "" {
+		if r.packet, err = request(cfg.Protocol, cfg.From, cfg.To, body); err != nil {
+			loop.Close()
+			return nil, err
+		}
+	}
 	return r, nil
 }
 
@@ -159,7 +167,10 @@ func (r *run) dial() {
 		r.fatal = err
 		return
 	}
-	s := &session{run: r, fd: fd, last: time.Now(), at: connecting, owes: 1}
+	var s poll.Source = &session{run: r, fd: fd, last: time.Now(), at: connecting, owes: 1}
+	if r.packet != nil {
+		s = &packets{run: r, fd: fd, last: time.Now()}
+	}
 	if err = r.loop.Add(fd, s); err == nil {
 		err = r.loop.Want(fd, true)
 	}

@@ -49,6 +49,9 @@ type Setup struct {
 	// Sessions is how many clients may be connected at once.
 	Sessions int
 
+	// Protocol is qmtp or qmqp if the server shall be talked to that way and not by SMTP.
+	Protocol string
+
 	// Self is this program, which is also the nest.
 	Self string
 }

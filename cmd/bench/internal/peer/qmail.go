@@ -47,7 +47,15 @@ func (q Qmail) Start(ctx context.Context, s Setup) (*Running, error) {
 	if err := install(binary, q.Binary); err != nil {
 		return nil, err
 	}
-	if _, err := quickly(ctx, s.Dir, uid, binary, "init", "-home", home, "-listen", "smtp="+addr.String(), "-user", LocalUser, LocalDomain); err != nil {
+	init := []string{binary, "init", "-home", home, "-listen", "smtp=" + addr.String(), "-user", LocalUser}
+	other := addr
+	if s.Protocol != "" {
+		if other, err = freePort(); err != nil {
+			return nil, err
+		}
+		init = append(init, "-listen", s.Protocol+"="+other.String())
+	}
+	if _, err := quickly(ctx, s.Dir, uid, append(init, LocalDomain)...); err != nil {
 		return nil, err
 	}
 	if err := write(home, control(s)); err != nil {
@@ -69,6 +77,7 @@ func (q Qmail) Start(ctx context.Context, s Setup) (*Running, error) {
 	if err := r.greets(ctx); err != nil {
 		return nil, errors.Join(err, r.Stop())
 	}
+	r.Addr = other
 	return r, nil
 }
 
@@ -93,6 +102,7 @@ func control(s Setup) map[string]string {
 		"control/concurrencyincoming": fmt.Sprintln(s.Sessions + 100),
 		"control/maxperclient":        fmt.Sprintln(s.Sessions + 100),
 		"control/maxrecipients":       "100000\n",
+		"control/qmqpclients":         "127.0.0.0/8\n",
 	}
 }
 

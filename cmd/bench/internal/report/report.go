@@ -297,3 +297,12 @@ func one(format string, v float64) string {
 	}
 	return fmt.Sprintf(format, v)
 }
+
+// Times is how many times as fast a server was in one mode as in another, by the medians, if it was measured in both.
+func (r *Report) Times(peer, mode, other string) (x float64, ok bool) {
+	a, b := r.of(mode, peer), r.of(other, peer)
+	if len(a) == 0 || len(b) == 0 {
+		return 0, false
+	}
+	return ratio(over(a, Sample.Rate).Median, over(b, Sample.Rate).Median), true
+}
