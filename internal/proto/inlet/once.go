@@ -10,9 +10,11 @@ import (
 	"qmail/internal/system/env"
 )
 
-// Once is the queue of a program that serves one connection.
+// Once is the queue of a program that serves one connection. Its methods are for one goroutine, but for those of
+// messages.
 type Once struct {
 	queue *qq.Queue
+	asked bool            // send is as good as it gets
 	send  *enqueue.Client // nil if no qmail-send can be asked
 	ctx   context.Context
 	end   context.CancelFunc
@@ -22,9 +24,6 @@ type Once struct {
 func NewOnce(ctx context.Context, e *env.Env) *Once {
 	o := &Once{queue: qq.New(e)}
 	o.ctx, o.end = context.WithCancel(ctx)
-	if !o.queue.Replaced { // else who takes the message knows whom it is for
-		o.send, _ = enqueue.Dial(e.Home)
-	}
 	return o
 }
 
@@ -39,6 +38,12 @@ func (o *Once) Close() {
 // Verify is Queue's. Where nobody can be asked every recipient is welcome, and found out about later, as it was
 // before there was anybody to ask.
 func (o *Once) Verify(recipient string) error {
+	if !o.asked {
+		o.asked = true
+		if !o.queue.Replaced { // else who takes the message knows whom it is for
+			o.send, _ = enqueue.Dial(o.queue.Home)
+		}
+	}
 	if o.send == nil {
 		return nil
 	}

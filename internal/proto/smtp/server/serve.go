@@ -66,8 +66,6 @@ const (
 	freeHold   = 4 << 10  // memory for recipients that is not asked for
 	holdStep   = 16 << 10 // and how much is asked for at a time
 	maxDiscard = 64 << 20 // of a message known to be refused, beyond databytes
-	maxLinger  = 64 << 10 // of input after our last word
-	lingerTime = time.Second
 )
 
 type block [32 << 10]byte

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"os"
 	"time"
+
+	"qmail/internal/system/serve"
 )
 
 // fill sends the replies that are due and reads more input, at most until deadline.
@@ -95,27 +97,12 @@ func (c *conversation) lastWord(err error) error {
 	return c.finish(err)
 }
 
-// finish sends what is due. Where the client has more to say it is heard for a moment: closing at once would
-// reset the connection, and our last reply with it.
+// finish sends what is due, and sees to it that it is heard.
 func (c *conversation) finish(reason error) error {
 	if err := c.flush(); err != nil {
 		return err
 	}
-	half, ok := c.stream.(interface{ CloseWrite() error })
-	if !ok || half.CloseWrite() != nil {
-		return reason
-	}
-	deadline := time.Now().Add(lingerTime)
-	for total := 0; total < maxLinger; {
-		if c.stream.SetReadDeadline(deadline) != nil {
-			break
-		}
-		n, err := c.stream.Read(c.in)
-		if err != nil {
-			break
-		}
-		total += n
-	}
+	serve.Linger(c.stream)
 	return reason
 }
 
