@@ -54,7 +54,7 @@ func replay(bin, only string, paths []string, verbose bool) int {
 		fmt.Fprintln(os.Stderr, "vectors:", err)
 		return 1
 	}
-	r := &vectors.Runner{Bin: bin, ReadQueue: vectors.Dropped}
+	r := &vectors.Runner{Bin: bin, ReadQueue: vectors.Dropped, Loose: true}
 	var n count
 	for _, path := range paths {
 		files := []string{path}

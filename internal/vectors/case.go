@@ -152,6 +152,7 @@ type Case struct {
 	}
 	Recipients []Value `json:"rcpts"` // of a lookup
 	AliasEmpty string  // its default delivery
+	Actions    []Action
 	Expect     Expect
 }
 
@@ -204,6 +205,7 @@ type Expect struct {
 	Recv           []Value
 	Tail           Value
 	Reports        []Value
+	Trace          []Traced
 }
 
 // Load reads a file of cases.

@@ -19,6 +19,8 @@ func (x *run) compare(got *result) error {
 		diff = x.compareSession(got)
 	case "lookup":
 		diff = x.compareReports(got.reports)
+	case "send":
+		diff = x.compareTrace(got.trace)
 	default:
 		diff = x.compareExec(got)
 	}

@@ -31,6 +31,8 @@ type Runner struct {
 	ReadQueue func(home string) ([]Queued, error)
 	// Patience is how long a network server may take to answer; 0 means long enough.
 	Patience time.Duration
+	// Loose says that bounces may have another form than the recorded ones.
+	Loose bool
 }
 
 // ErrSkip is a case that cannot run here: it needs root, or accounts.
@@ -48,6 +50,7 @@ type result struct {
 	tree           map[string][]entry
 	homeFiles      map[string][]byte
 	stdoutSeen     bool
+	trace          []*Traced
 }
 
 // run is one case being run.
@@ -94,6 +97,8 @@ func (r *Runner) Run(c *Case) error {
 		got, err = x.session()
 	case "lookup":
 		got, err = x.lookup()
+	case "send":
+		got, err = x.send()
 	default:
 		err = fmt.Errorf("kind %q: %w", c.Kind, ErrSkip)
 	}
