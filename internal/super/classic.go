@@ -1,6 +1,7 @@
 package super
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"os"
@@ -24,7 +25,7 @@ const (
 
 // classic is what the arguments of qmail-start say: qmail-start [defaultdelivery [logger arg ...]]. Who calls it
 // so has a boot script from before control/listen: without that file nothing is listened to, since tcpserver does
-// that; and the log goes to standard output, or to the logger's standard input.
+// that; the log goes to standard output, or to the logger's standard input; and the supervisor tells of trouble only.
 type classic struct {
 	on       bool
 	delivery string
@@ -36,6 +37,13 @@ func parseArgs(args []string) classic {
 		return classic{}
 	}
 	return classic{on: true, delivery: args[0], logger: args[1:]}
+}
+
+// quiet is a log without what is no trouble: qmail-start says nothing where boot scripts do not expect it.
+type quiet struct{ slog.Handler }
+
+func (q quiet) Enabled(ctx context.Context, level slog.Level) bool {
+	return level >= slog.LevelWarn && q.Handler.Enabled(ctx, level)
 }
 
 // logger keeps a program running that reads the log from a pipe. Nothing is lost between one and the next, since

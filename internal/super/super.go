@@ -39,6 +39,9 @@ const (
 func Main(ctx context.Context, e *env.Env, args []string) int {
 	log := e.Log("qmail-start")
 	old := parseArgs(args)
+	if old.on {
+		log = slog.New(quiet{log.Handler()})
+	}
 	unix.Umask(0o077)
 	if err := keepToOurselves(); err != nil {
 		log.Error("unable to look at our descriptors", "err", err)
