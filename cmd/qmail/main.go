@@ -18,6 +18,7 @@ import (
 	"qmail/internal/role/dotforward"
 	"qmail/internal/role/elq"
 	"qmail/internal/role/except"
+	"qmail/internal/role/explain"
 	"qmail/internal/role/fastforward"
 	"qmail/internal/role/forward"
 	"qmail/internal/role/getpw"
@@ -101,6 +102,7 @@ var programs = []program{
 	{"qmail-remote", remote.Main, false, "send one message to another machine"},
 	{"qmail-queue", queue.Main, false, "put a message into the queue"},
 	{"qmail-queuetool", queuetool.Main, false, "list the queue, and give orders about messages; also qmail queue COMMAND"},
+	{"qmail-explain", explain.Main, false, "say what would happen to mail for an address, or what became of a message"},
 	{"qmail-qread", qread.Main, false, "list the queue as ever"},
 	{"qmail-qstat", qstat.Main, false, "say how much there is in the queue"},
 	{"qmail-tcpto", tcpto.Main, false, "list addresses that time out"},

@@ -119,8 +119,9 @@ type Filter struct {
 	State       State         // of that recipient; 0 for any
 	OlderThan   time.Duration // whole seconds; 0 for no limit
 	YoungerThan time.Duration
-	Recipients  bool // tell the recipients too
-	CountOnly   bool // tell the totals alone
+	MessageID   string // with its angle brackets
+	Recipients  bool   // tell the recipients too
+	CountOnly   bool   // tell the totals alone
 }
 
 // Message is a message of the queue.

@@ -272,7 +272,7 @@ func codecs() []struct {
 		full codec
 		zero func() codec
 	}{
-		{"filter", (&Filter{"s", "r", "d", Held, time.Hour, time.Minute, true, true}).codec(), func() codec { return (&Filter{}).codec() }},
+		{"filter", (&Filter{"s", "r", "d", Held, time.Hour, time.Minute, "<m>", true, true}).codec(), func() codec { return (&Filter{}).codec() }},
 		{"message", (&Message{9, when, 3, "s", 0, 5, 20, 1, 2, 3, 4, 5, true, true, when}).codec(), func() codec { return (&Message{}).codec() }},
 		{"recipient", (&Recipient{0, "a", "b", Local, Done, when, "x"}).codec(), func() codec { return (&Recipient{}).codec() }},
 		{"totals", (&Totals{1, 2, 3, 4, 5, when}).codec(), func() codec { return (&Totals{}).codec() }},
@@ -294,7 +294,7 @@ func TestRecordsComeBack(t *testing.T) {
 	if err := again.codec().parse(m.codec().append(nil)); err != nil || !reflect.DeepEqual(again, m) {
 		t.Errorf("%+v %v", again, err)
 	}
-	f := Filter{"s", "r", "d", Held, time.Hour, time.Minute, true, true}
+	f := Filter{"s", "r", "d", Held, time.Hour, time.Minute, "<m>", true, true}
 	var filter Filter
 	if err := filter.codec().parse(f.codec().append(nil)); err != nil || filter != f {
 		t.Errorf("%+v %v", filter, err)

@@ -185,7 +185,7 @@ func (f *Filter) codec() codec {
 	state, older, younger := int64(f.State), int64(f.OlderThan/time.Second), int64(f.YoungerThan/time.Second)
 	return codec{[]field{
 		text('s', &f.Sender), text('r', &f.Recipient), text('d', &f.Domain), num('t', &state),
-		num('o', &older), num('y', &younger), flag('R', &f.Recipients), flag('c', &f.CountOnly),
+		num('o', &older), num('y', &younger), text('m', &f.MessageID), flag('R', &f.Recipients), flag('c', &f.CountOnly),
 	}, func() error {
 		const most = 1 << 33
 		if state < 0 || state >= int64(states) || older < 0 || older > most || younger < 0 || younger > most {

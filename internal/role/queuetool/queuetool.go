@@ -33,7 +33,8 @@ const usage = `usage: qmail queue list [filter] [-json] [-recipients]
        qmail queue retry|hold|release|delete ID ... | filter
        qmail queue bounce [-reason TEXT] ID ... | filter
 A filter is some of -sender PATTERN -recipient PATTERN -domain DOMAIN
--state waiting|ready|running|held|failed|done -older AGE -younger AGE, or -all.
+-state waiting|ready|running|held|failed|done -older AGE -younger AGE
+-message-id <ID>, or -all.
 `
 
 // Exit codes.
@@ -147,6 +148,7 @@ func (t *tool) filterFlags(set *flag.FlagSet) {
 	text("sender", &t.filter.Sender)
 	text("recipient", &t.filter.Recipient)
 	text("domain", &t.filter.Domain)
+	text("message-id", &t.filter.MessageID)
 	set.Func("state", "", func(v string) error {
 		s, ok := admin.ParseState(v)
 		if !ok {

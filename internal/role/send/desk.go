@@ -19,6 +19,7 @@ import (
 	"qmail/internal/proto/admin"
 	"qmail/internal/proto/enqueue"
 	"qmail/internal/store/queue"
+	"qmail/internal/store/users"
 	"qmail/internal/system/ipc"
 )
 
@@ -40,6 +41,8 @@ type desk struct {
 	log    *slog.Logger
 	owners ownership
 	order  func(c *core, o *admin.Order, e *envelope.Envelope, uid int) (admin.Effect, error)
+	local  func(c *core, local string, a users.Account) *worker
+	asking [2]chan struct{} // tokens for explanations: others', owners'
 	search [2]chan struct{} // tokens for looking through the journal: others', owners'
 
 	mu      sync.Mutex
@@ -54,6 +57,8 @@ func newDesk(ctx context.Context, c *core, store queue.Store, home string, now f
 		order: func(c *core, o *admin.Order, e *envelope.Envelope, uid int) (admin.Effect, error) {
 			return c.order(ctx, o, e, uid)
 		},
+		local:  func(c *core, local string, a users.Account) *worker { return c.localWorker(ctx, local, a) },
+		asking: [2]chan struct{}{make(chan struct{}, 2), make(chan struct{}, 8)},
 		search: [2]chan struct{}{make(chan struct{}, 1), make(chan struct{}, 2)},
 		conns:  map[*ipc.Conn]admin.Peer{},
 	}

@@ -1,6 +1,7 @@
 package send
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"strings"
@@ -92,6 +93,9 @@ func (l *list) one(ctx context.Context, known *schedule.Known, routes *route.Tab
 	if !l.passes(v) {
 		return nil
 	}
+	if l.filter.MessageID != "" && !l.bears(ctx, e.ID) { // last, since it takes the most time
+		return nil
+	}
 	l.count(v)
 	if l.filter.CountOnly {
 		return nil
@@ -136,6 +140,39 @@ func (l *list) passes(v *view) bool {
 		return false
 	}
 	return f.Recipient == "" && f.Domain == "" && f.State == 0 || v.any(f)
+}
+
+// maxHeader is how much of a message is looked through for its Message-ID, in bytes.
+const maxHeader = 64 << 10
+
+// bears reports whether a message has the Message-ID that is asked for.
+func (l *list) bears(ctx context.Context, id queue.ID) bool {
+	body, err := l.store.Body(ctx, id)
+	if err != nil {
+		return false
+	}
+	defer body.Close()
+	b := make([]byte, min(body.Size(), maxHeader))
+	if n, _ := body.ReadAt(b, 0); n < len(b) {
+		return false
+	}
+	return messageID(b) == l.filter.MessageID
+}
+
+// messageID is what stands in the first Message-ID field of a header.
+func messageID(b []byte) string {
+	for len(b) > 0 && b[0] != '\n' {
+		line, rest, _ := bytes.Cut(b, []byte("\n"))
+		for len(rest) > 0 && (rest[0] == ' ' || rest[0] == '\t') { // folded
+			more, after, _ := bytes.Cut(rest, []byte("\n"))
+			line, rest = append(line[:len(line):len(line)], more...), after
+		}
+		if name, value, ok := bytes.Cut(line, []byte(":")); ok && address.EqualFold(strings.TrimRight(string(name), " \t"), "message-id") {
+			return strings.Trim(string(value), " \t\r")
+		}
+		b = rest
+	}
+	return ""
 }
 
 // matchesSender: "<>" is the empty sender, which no other pattern but "*" means.

@@ -48,6 +48,13 @@ type order struct {
 	start *jobs.Job // or nil: the job is over
 	id    queue.ID  // whose body it needs
 	job   uint32
+	ask   *question // instead of all that
+}
+
+// question is something to be asked. done is called once.
+type question struct {
+	*jobs.Question
+	done func(answer []byte, err error)
 }
 
 // Events of a worker for the core.
@@ -78,8 +85,15 @@ func newWorker(name string, store queue.Store, events func(any), connect func(co
 }
 
 // start orders a job; over says that one has ended. Both return at once.
-func (w *worker) start(job uint32, j *jobs.Job, id queue.ID) { w.put(order{j, id, job}) }
-func (w *worker) over(job uint32)                            { w.put(order{job: job}) }
+func (w *worker) start(job uint32, j *jobs.Job, id queue.ID) {
+	w.put(order{start: j, id: id, job: job})
+}
+func (w *worker) over(job uint32) { w.put(order{job: job}) }
+
+// ask orders a question.
+func (w *worker) ask(q *jobs.Question, done func([]byte, error)) {
+	w.put(order{ask: &question{q, done}})
+}
 
 func (w *worker) put(o order) {
 	w.mu.Lock()
@@ -124,6 +138,12 @@ func (w *worker) run(ctx context.Context) {
 			return
 		}
 		for _, o := range orders {
+			if o.ask != nil {
+				if err := w.client.Ask(o.ask.Question, o.ask.done); err != nil {
+					o.ask.done(nil, err)
+				}
+				continue
+			}
 			if o.start == nil {
 				w.release(o.job)
 				continue
@@ -145,6 +165,9 @@ func (w *worker) refuseAll(err error) {
 			return
 		}
 		for _, o := range orders {
+			if o.ask != nil {
+				o.ask.done(nil, err)
+			}
 			if o.start != nil {
 				w.events(jobFailed{o.job, report})
 			}
