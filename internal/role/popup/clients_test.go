@@ -81,14 +81,19 @@ func TestRealClients(t *testing.T) {
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
-			cmd := as(reader, exec.CommandContext(ctx, argv[0], argv[1:]...), dir)
-			out, err := cmd.CombinedOutput()
-			stop()
-			if err != nil {
-				t.Fatalf("%v: %s", err, out)
+			// A directory listed while Dovecot renames in it may lack a name: what one session does not see is there
+			// for the next, as with any two readers of a maildir.
+			var left []string
+			for session := 0; session == 0 || len(left) > 0 && session < 5; session++ {
+				cmd := as(reader, exec.CommandContext(ctx, argv[0], argv[1:]...), dir)
+				if out, err := cmd.CombinedOutput(); err != nil {
+					t.Fatalf("%v: %s", err, out)
+				}
+				left, _ = filepath.Glob(filepath.Join(s.dir, "alice/Maildir/[nc]*/*"))
 			}
+			stop()
 			compareLetters(t, dir)
-			if left, _ := filepath.Glob(filepath.Join(s.dir, "alice/Maildir/[nc]*/*")); len(left) > 0 {
+			if len(left) > 0 {
 				t.Errorf("left: %v", left)
 			}
 		})

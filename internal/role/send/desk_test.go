@@ -186,6 +186,7 @@ func TestUsersSeeTheirOwnMailAndTouchNothing(t *testing.T) {
 	if err := user.Copy(uint64(id), &body); err != nil || !strings.Contains(body.String(), "hidden") {
 		t.Errorf("%q %v", body.String(), err)
 	}
+	h.through()
 	events := 0
 	if err := user.Life(uint64(id), func(*admin.Event) error { events++; return nil }); err != nil || events < 2 {
 		t.Errorf("%d %v", events, err)

@@ -242,14 +242,20 @@ func (h *house) submit(sender, body string, recipients ...string) uint64 {
 	return a.ID
 }
 
-// empty checks that nothing is left in the queue.
-func (h *house) empty() {
+// through waits until the queue has applied what was written before.
+func (h *house) through() {
 	h.t.Helper()
 	through := make(chan error)
-	h.store.Commit(queue.Batch{}, func(err error) { through <- err }) // what was written before is applied by then
+	h.store.Commit(queue.Batch{}, func(err error) { through <- err })
 	if err := <-through; err != nil {
 		h.t.Error(err)
 	}
+}
+
+// empty checks that nothing is left in the queue.
+func (h *house) empty() {
+	h.t.Helper()
+	h.through()
 	h.store.Scan(func(e *queue.Entry) error {
 		h.t.Errorf("left in the queue: %+v", e)
 		return nil
