@@ -105,22 +105,26 @@ func (l *logger) start() (*exec.Cmd, error) {
 	return cmd, cmd.Start()
 }
 
-// keep waits for the logger and starts another, until close.
+// keep waits for the logger and starts another, until close; then what is in the pipe is read to its end.
 func (l *logger) keep(cmd *exec.Cmd) {
-	for {
+	defer l.r.Close()
+	for stopping := false; ; {
 		var err error
 		if cmd != nil {
 			err = cmd.Wait()
 		}
+		if stopping {
+			return
+		}
 		select {
 		case <-l.stop:
-			return
+			return // it has read all there was
 		default:
 			l.log.Warn("the logger ended; starting another", "err", err)
 		}
 		select {
 		case <-l.stop:
-			return
+			stopping = true
 		case <-time.After(loggerPause):
 		}
 		if cmd, err = l.start(); err != nil {
@@ -134,7 +138,6 @@ func (l *logger) keep(cmd *exec.Cmd) {
 func (l *logger) close() {
 	close(l.stop)
 	l.w.Close()
-	l.r.Close()
 	done := make(chan struct{})
 	go func() { l.stopped.Wait(); close(done) }()
 	select {

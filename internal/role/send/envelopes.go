@@ -37,6 +37,12 @@ func (k *envelopes) put(id queue.ID, e *envelope.Envelope) {
 	for _, r := range e.Recipients {
 		size += 16 + len(r)
 	}
+	for _, options := range e.RecipientOptions {
+		size += 64
+		for _, o := range options {
+			size += 16 + len(o)
+		}
+	}
 	k.byID[id] = &keptEnvelope{e, size}
 	k.oldest = append(k.oldest, id)
 	k.size += size
