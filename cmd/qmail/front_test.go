@@ -387,3 +387,110 @@ func TestQMTPAndQMQP(t *testing.T) {
 	})
 	h.stop()
 }
+
+// TestMailTravelsByQMTP: from one home to another by control/qmtproutes, many messages over few connections, with a
+// bounce for whom nobody knows there.
+func TestMailTravelsByQMTP(t *testing.T) {
+	far := newHouse(t)
+	qmtp := freeAddress(t)
+	far.write("control/listen", "smtp "+far.address+"\nqmtp "+qmtp+"\n")
+	far.write("control/locals", "far.example\n")
+	far.write("control/rcpthosts", "far.example\n")
+	far.write("control/relayclients", "")
+	far.start()
+	near := newHouse(t)
+	near.write("control/qmtproutes", "far.example:"+qmtp+"\n")
+	near.start()
+
+	c, err := dial(near.address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	const n = 30
+	for i := range n {
+		if code, _, err := c.send("alice@test.example", "bob@far.example", fmt.Sprintf("Subject: %d\r\n\r\nhello\r\n", i)); code != 250 {
+			t.Fatal(code, err)
+		}
+	}
+	large := strings.Repeat(strings.Repeat("x", 98)+"\r\n", 20000)
+	if code, _, err := c.send("alice@test.example", "bob@far.example", large); code != 250 {
+		t.Fatal(code, err)
+	}
+	if code, _, err := c.send("alice@test.example", "nobody-here@far.example", "hello\r\n"); code != 250 {
+		t.Fatal(code, err)
+	}
+	far.until("bob has all of it", func() bool { return far.have("bob", "QMTP") == n+1 })
+	near.until("alice has the bounce", func() bool {
+		return strings.Contains(strings.Join(near.mail("alice"), ""), "127.0.0.1 does not like recipient.\nRemote host said: Sorry, no mailbox here by that name")
+	})
+	near.logged("success: 127.0.0.1_accepted_message./Remote_host_said:_ok_")
+	for _, m := range far.mail("bob") {
+		if strings.Contains(m, "\r") || len(m) > 100_000 && !strings.HasSuffix(m, strings.ReplaceAll(large, "\r", "")) {
+			t.Errorf("%d bytes that are not what was sent", len(m))
+		}
+	}
+	near.stop()
+	far.stop()
+}
+
+// TestRecipientsWithoutADomain get that of envnoathost, here our own, whichever way they come.
+func TestRecipientsWithoutADomain(t *testing.T) {
+	h := newHouse(t)
+	qmtp := freeAddress(t)
+	h.write("control/listen", "smtp "+h.address+"\nqmtp "+qmtp+"\n")
+	h.write("control/relayclients", "")
+	h.write("control/percenthack", "test.example\n")
+	h.start()
+	conn := dialFrom(t, "127.0.0.9", qmtp)
+	conn.Write(pack("\nhello\n", "s@far.example", "bob", "nobody-here", "x%far.example"))
+	if got := begin(answers(t, conn, 3)); got != "Kok D(#5.1.1) D(#5.7.1)" {
+		t.Errorf("%s", got)
+	}
+	h.until("bob has his mail", func() bool { return h.have("bob", "QMTP") == 1 })
+	h.stop()
+}
+
+// TestQMQPClientAndPostfix: our null client hands its mail to Postfix's qmqp-sink. The port is a privileged one.
+func TestQMQPClientAndPostfix(t *testing.T) {
+	sink := tool(t, "qmqp-sink", "postfix")
+	const address = "127.9.28.91"
+	ln, err := net.Listen("tcp", address+":628")
+	if err != nil {
+		t.Skip(err)
+	}
+	ln.Close()
+	h := newHouse(t)
+	h.write("control/qmqpservers", address+"\n")
+	cmd := exec.Command(sink, "-c", "inet:"+address+":628", "100")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	h.until("the sink listens", func() bool { // it does not like to be asked
+		b, err := os.ReadFile("/proc/net/tcp")
+		return err == nil && strings.Contains(string(b), ": 5B1C097F:0274 00000000:0000 0A ")
+	})
+	for _, size := range []int{0, 10, 1_000_000} {
+		client := h.command("qmail-qmqpc")
+		message, err := os.CreateTemp(t.TempDir(), "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer message.Close()
+		fmt.Fprintf(message, "Subject: x\n\n%s\n", strings.Repeat("x", size))
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.WriteString(w, "Fs@test.example\x00Tu@far.example\x00Tv@far.example\x00\x00")
+		w.Close()
+		message.Seek(0, io.SeekStart)
+		client.Stdin, client.Stdout = message, r
+		err = client.Run()
+		r.Close()
+		if err != nil {
+			t.Errorf("%d bytes: %v", size, err)
+		}
+	}
+}

@@ -151,12 +151,9 @@ func (p *pack) send(ctx context.Context, to netip.AddrPort) (code int, next bool
 	}
 	w.WriteByte(',')
 	w.Write(p.envelope)
-	// Up to here the last byte has not been sent, whatever happened.
+	w.WriteByte(',') // not in a write of its own: there are servers (qmqp-sink) that it would be too much for
 	if w.Flush() != nil {
-		return qq.CodeTalk, true
-	}
-	if _, err := (deadlined{conn}).Write([]byte(",")); err != nil {
-		return qq.CodeTalk, false
+		return qq.CodeTalk, true // a write that fails has not sent its last byte
 	}
 	return answer(conn), false
 }
