@@ -8,7 +8,7 @@
 // and again on a reload, where it keeps what was before. Environment: DATABYTES, QMAILQUEUE, RELAYCLIENT and the
 // variables of tcp-environ(5).
 //
-// Memory is bounded: by concurrencyincoming times what a session holds (some 5 KB, and while a message comes in 32
+// Memory is bounded: by concurrencyincoming times what a session holds (some 14 KB, and while a message comes in 32
 // KiB more), and by maxmemory for what sessions have been sent.
 package qmtpd
 
