@@ -40,6 +40,9 @@ func TestAsRootEachRoleIsItsOwnUser(t *testing.T) {
 	}
 	ownEtc(t)
 	h := newPrivilegedHouse(t)
+	if err := os.WriteFile(filepath.Join(h.home, "control/smtproutes"), []byte("held.example:127.0.0.1:1\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	h.start()
 	for role, want := range map[string][2]string{
 		"send": {"qmails", "qmail"}, "smtpd": {"qmaild", "nofiles"}, "rspawn": {"qmailr", "qmail"}, "lspawn": {"root", "qmail"},
@@ -71,6 +74,7 @@ func TestAsRootEachRoleIsItsOwnUser(t *testing.T) {
 	}
 	h.arrives(filepath.Join(filepath.Dir(h.home), "dave"), "dave")
 	h.arrives(filepath.Join(h.home, "alias"), "alias")
+	h.rights()
 	h.stop()
 	h.inspect()
 }
