@@ -22,14 +22,13 @@ import (
 
 // memoryQueue keeps what it is given. commit, if set, is called before it does, with the message's body.
 type memoryQueue struct {
-	mu      sync.Mutex
-	queued  []string
-	open    int
-	opened  int
-	refuse  error // of Open
-	stop    error // of Write, once a message is large
-	commit  func(body string) error
-	written int
+	mu     sync.Mutex
+	queued []string
+	open   int
+	opened int
+	refuse error // of Open
+	stop   error // of Write, once a message is large
+	commit func(body string) error
 }
 
 type memoryMessage struct {
