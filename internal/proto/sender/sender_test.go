@@ -90,10 +90,17 @@ func TestRoutes(t *testing.T) {
 			if _, err := netip.ParseAddr(want); err == nil {
 				want = strings.ReplaceAll(kept, "%s", want)
 			}
-			if got := send(s, tt.domain); got != want {
+			foretold := s.Explain(t.Context(), tt.domain)
+			if story := n.story(); story != "" {
+				t.Errorf("to explain took %q", story)
+			}
+			got := send(s, tt.domain)
+			if got != want {
 				t.Errorf("got  %q\nwant %q", got, want)
 			}
-			if story := n.story(); tt.story != "" && story != tt.story {
+			story := n.story()
+			checkForetold(t, foretold, got, story)
+			if tt.story != "" && story != tt.story {
 				t.Errorf("story %q, want %q", story, tt.story)
 			}
 			if want[0] == 'D' && len(n.conns) > 0 {
