@@ -497,3 +497,30 @@ func TestTheServerGoesWhenToldTo(t *testing.T) {
 		t.Error("no error")
 	}
 }
+
+// FuzzSteps states that what a worker may say of its steps and addresses has one spelling.
+func FuzzSteps(f *testing.F) {
+	f.Add(AppendSteps(nil, []Step{{"t", "v", "x", "f", 4}, Verdict("Dno\n")}))
+	f.Add(AppendSlow(nil, []Slow{{netip.MustParseAddr("::1"), 3, when, true}, {netip.MustParseAddr("192.0.2.1"), 1, when, false}}))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if steps, err := ParseSteps(b); err == nil && len(b) <= MaxSteps && !bytes.Equal(AppendSteps(nil, steps), b) {
+			t.Fatalf("%q is a second spelling of %+v", b, steps)
+		}
+		if list, err := ParseSlow(b); err == nil && !bytes.Equal(AppendSlow(nil, list), b) {
+			t.Fatalf("%q is a second spelling of %+v", b, list)
+		}
+	})
+}
+
+func TestALongExplanationKeepsItsVerdict(t *testing.T) {
+	steps := make([]Step, 100)
+	for i := range steps {
+		steps[i] = Step{Topic: "line", Text: strings.Repeat("x", MaxText)}
+	}
+	steps = append(steps, Verdict("Zlater\n"))
+	b := AppendSteps(nil, steps)
+	got, err := ParseSteps(b)
+	if err != nil || len(b) > MaxSteps+MaxText || len(got) < 20 || got[len(got)-1] != steps[100] {
+		t.Errorf("%d bytes, %d steps, %v", len(b), len(got), err)
+	}
+}

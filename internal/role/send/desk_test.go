@@ -39,6 +39,16 @@ func (h *house) openDesk() *admin.Client {
 	return c
 }
 
+// written waits until what is on the log is in the journal, too.
+func (h *house) written() {
+	h.t.Helper()
+	written := make(chan error, 1)
+	h.store.Commit(queue.Batch{}, func(err error) { written <- err })
+	if err := <-written; err != nil {
+		h.t.Error(err)
+	}
+}
+
 // as asks as somebody else. The desk must be open.
 func (h *house) as(uid int) *admin.Client {
 	a, b := h.pair()
@@ -107,6 +117,7 @@ func TestTheQueueIsListed(t *testing.T) {
 	h.log.await(t, "deferral:", 2)
 	h.log.await(t, "failure:", 1)
 	h.log.await(t, "success:", 2)
+	h.written()
 	first := fmt.Sprintf("%d <s@far.example> later@a.example:waiting bad@b.example:failed now@c.example:done", one)
 	second := fmt.Sprintf("%d <> later@Sub.A.example:waiting alice@test.example:done", two)
 	tests := []struct {
@@ -173,6 +184,7 @@ func TestUsersSeeTheirOwnMailAndTouchNothing(t *testing.T) {
 		}
 	})
 	h.log.await(t, "deferral:", 2)
+	h.written()
 	user, stranger := h.as(4711), h.as(4712)
 	is(t, listOf(t, c, admin.Filter{}), []string{
 		fmt.Sprintf("%d <s@far.example> later@a.example:waiting", mine), fmt.Sprintf("%d <u@far.example> later@b.example:waiting", id),
@@ -298,6 +310,7 @@ func TestARetryIsAtOnceAndWrittenDown(t *testing.T) {
 		t.Errorf("%+v", e)
 	}
 	h.log.await(t, "deferral:", 4)
+	h.written()
 	var what []string
 	if err := c.Life(id, func(e *admin.Event) error {
 		what = append(what, e.What)
@@ -328,6 +341,8 @@ func TestADeletedMessageIsGone(t *testing.T) {
 	id := h.submit("alice@test.example", "x\n", "later@a.example", "bad@b.example", "now@c.example")
 	h.log.await(t, "deferral:", 1)
 	h.log.await(t, "failure:", 1)
+	h.log.await(t, "success:", 1)
+	h.written()
 	if e := orderOf(t, c, admin.Delete, id); e.Recipients != 2 || e.Running != 0 {
 		t.Errorf("%+v", e)
 	}

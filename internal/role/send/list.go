@@ -237,11 +237,12 @@ func newView(e *queue.Entry, plans []schedule.Plan, routes *route.Table) *view {
 	for i := range v.states {
 		v.states[i] = admin.Done
 	}
+	otherwise := admin.Waiting
+	if len(plans) > 0 { // whoever is open without a plan has just been delivered to, and is being closed
+		otherwise = admin.Running
+	}
 	for _, open := range e.Open {
-		v.states[open.Recipient] = admin.Waiting
-		if e.Held {
-			v.states[open.Recipient] = admin.Held
-		}
+		v.states[open.Recipient] = otherwise
 	}
 	v.plan(plans)
 	for _, f := range e.Failed {
