@@ -21,7 +21,7 @@ import (
 type play struct {
 	messages, recipients int
 	body                 string
-	orders               []Order
+	orders               chan Order
 }
 
 var when = time.Unix(1_800_000_000, 123)
@@ -77,7 +77,7 @@ func (p *play) Life(_ context.Context, _ Peer, id uint64, out func(*Event) error
 }
 
 func (p *play) Order(_ context.Context, _ Peer, o *Order) (Effect, error) {
-	p.orders = append(p.orders, *o)
+	p.orders <- *o
 	return Effect{3, 1}, nil
 }
 
@@ -117,7 +117,7 @@ func open(t testing.TB, p Backend) *Client {
 }
 
 func TestQuestionsAreAnswered(t *testing.T) {
-	p := &play{messages: 3, recipients: 2, body: "Subject: x\n\nhello\n"}
+	p := &play{messages: 3, recipients: 2, body: "Subject: x\n\nhello\n", orders: make(chan Order, 1)}
 	c := open(t, p)
 	var got []string
 	message := func(m *Message) error {
@@ -160,8 +160,8 @@ func TestQuestionsAreAnswered(t *testing.T) {
 	}
 	want("00-2", "10-2", "20-2")
 	o := Order{Bounce, 5, "because"}
-	if e, err := c.Order(&o); err != nil || e != (Effect{3, 1}) || len(p.orders) != 1 || p.orders[0] != o {
-		t.Errorf("%+v %v %v", e, err, p.orders)
+	if e, err := c.Order(&o); err != nil || e != (Effect{3, 1}) || <-p.orders != o {
+		t.Errorf("%+v %v", e, err)
 	}
 	if steps, err := c.Explain("a@x"); err != nil || len(steps) != 2 || steps[0].Line != 3 || steps[1].Value != "a@x" {
 		t.Errorf("%+v %v", steps, err)
@@ -344,7 +344,7 @@ func FuzzServer(f *testing.F) {
 			t.Skip()
 		}
 		ended := make(chan error, 1)
-		go func() { ended <- Serve(context.Background(), a, Peer{}, &play{messages: 2, recipients: 1, body: "x"}) }()
+		go func() { ended <- Serve(context.Background(), a, Peer{}, &play{messages: 2, recipients: 1, body: "x", orders: make(chan Order, 1)}) }()
 		if len(payload) <= ipc.MaxPayload {
 			_ = b.Send(kind, stream, payload)
 		}
@@ -452,7 +452,7 @@ func TestALyingClientIsDropped(t *testing.T) {
 				t.Fatal(err)
 			}
 			ended := make(chan error, 1)
-			p := &play{messages: 1}
+			p := &play{messages: 1, orders: make(chan Order, 1)}
 			go func() { ended <- Serve(context.Background(), a, Peer{}, p) }()
 			if err := b.Send(tt.kind, tt.stream, []byte(tt.payload)); err != nil {
 				t.Fatal(err)
