@@ -344,7 +344,9 @@ func FuzzServer(f *testing.F) {
 			t.Skip()
 		}
 		ended := make(chan error, 1)
-		go func() { ended <- Serve(context.Background(), a, Peer{}, &play{messages: 2, recipients: 1, body: "x", orders: make(chan Order, 1)}) }()
+		go func() {
+			ended <- Serve(context.Background(), a, Peer{}, &play{messages: 2, recipients: 1, body: "x", orders: make(chan Order, 1)})
+		}()
 		if len(payload) <= ipc.MaxPayload {
 			_ = b.Send(kind, stream, payload)
 		}
