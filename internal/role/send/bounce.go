@@ -30,7 +30,7 @@ func (c *core) bounced(ctx context.Context, e queued) {
 		c.log.Warning("trouble injecting bounce message, will try later")
 		c.slog.Warn("unable to queue a bounce", "msg", e.of, "err", e.err)
 		c.later(systemTrouble, func() {
-			if f := c.failures[e.of]; f != nil {
+			if f := c.failures[e.of]; f != nil && !f.writing { // an order may have come before
 				c.bounce(ctx, e.of, e.original, f)
 			}
 		})

@@ -283,6 +283,9 @@ func TestAHoldOutlivesARestart(t *testing.T) {
 		t.Errorf("%+v", e)
 	}
 	h.log.await(t, fmt.Sprintf("msg %d: held by uid %d", id, os.Getuid()), 1)
+	if _, err := c.Order(&admin.Order{Verb: admin.Retry, ID: id}); reply.Letter(err) != 'D' || !strings.Contains(err.Error(), "on hold") {
+		t.Errorf("%v", err)
+	}
 	h.setDeliver(func(string, int) string { return "Kok\n" })
 	h.orders <- env.Order{Kind: alarm}
 	is(t, listOf(t, c, admin.Filter{State: admin.Held}), []string{fmt.Sprintf("%d <s@far.example> later@a.example:held", id)})

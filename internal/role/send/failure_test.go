@@ -9,6 +9,7 @@ import (
 
 	"qmail/internal/format/bounce"
 	"qmail/internal/format/envelope"
+	"qmail/internal/proto/admin"
 	"qmail/internal/store/queue"
 	"qmail/internal/system/env"
 )
@@ -105,4 +106,29 @@ func TestFailureTextsAreBounded(t *testing.T) {
 	if string(again) != string(paragraphs) {
 		t.Error("a restart would say something else")
 	}
+}
+
+// TestARetryWritesABounceThatCouldNotBeQueued, and does so once.
+func TestARetryWritesABounceThatCouldNotBeQueued(t *testing.T) {
+	h := newHouse(t, nil)
+	h.setDeliver(func(r string, _ int) string {
+		if strings.HasPrefix(r, "alice") {
+			return "Kok\n"
+		}
+		return "Dnever (#5.0.0)\n"
+	})
+	h.start()
+	c := h.openDesk()
+	h.store.fail(errors.New("no disk"), func(b queue.Batch) bool { return len(b.Accepts) > 0 && len(b.Closes) > 0 })
+	id := h.submit("alice@test.example", "x\n", "r@remote.example")
+	h.log.await(t, "trouble injecting bounce message", 1)
+	is(t, listOf(t, c, admin.Filter{}), []string{fmt.Sprintf("%d <alice@test.example> r@remote.example:failed", id)})
+	h.store.fail(nil, nil)
+	orderOf(t, c, admin.Retry, id)
+	h.log.await(t, "end msg", 2)
+	if n := strings.Count(h.log.String(), "bounce msg"); n != 1 {
+		t.Errorf("%d bounces", n)
+	}
+	h.empty()
+	h.end()
 }

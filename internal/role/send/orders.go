@@ -76,12 +76,15 @@ func (c *core) order(ctx context.Context, o *admin.Order, e *envelope.Envelope, 
 	id := queue.ID(o.ID)
 	var effect admin.Effect
 	var waiting []uint32
+	held := false
 	for _, p := range c.sched.Plans(o.ID) {
 		switch p.State {
 		case schedule.Running:
 			effect.Running += int64(len(p.Recipients))
 		case schedule.Waiting:
 			waiting = append(waiting, p.Recipients...)
+		case schedule.Held:
+			held = true
 		}
 		effect.Recipients += int64(len(p.Recipients))
 	}
@@ -98,7 +101,9 @@ func (c *core) order(ctx context.Context, o *admin.Order, e *envelope.Envelope, 
 	case admin.Retry:
 		what = "retried"
 		effect.Recipients = int64(len(waiting))
-		err = c.retry(ctx, id, e, waiting, uid)
+		if err = c.retry(ctx, id, e, waiting, uid); held && len(waiting) == 0 {
+			err = errHeld
+		}
 	case admin.Hold, admin.Release:
 		what, err = c.hold(id, o.Verb == admin.Hold)
 	case admin.Bounce:
@@ -121,11 +126,13 @@ func (c *core) order(ctx context.Context, o *admin.Order, e *envelope.Envelope, 
 	return effect, nil
 }
 
+var errHeld = reply.Permanent("5.5.0", "it is on hold: release it first", nil)
+
 var errNobody = reply.Permanent("5.5.0", "nobody of it is to be tried", nil)
 
 // retry makes what waits due. The note of it makes that outlive a restart.
 func (c *core) retry(ctx context.Context, id queue.ID, e *envelope.Envelope, waiting []uint32, uid int) error {
-	if c.failures[id] != nil && !c.sched.Has(uint64(id)) {
+	if c.failures[id] != nil && e != nil && !c.sched.Has(uint64(id)) {
 		c.finish(ctx, id, e) // all that is left to be done is its bounce
 		return nil
 	}
