@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"time"
 
+	"qmail/internal/proto/enqueue"
 	"qmail/internal/role/send/route"
 	"qmail/internal/role/send/schedule"
 	"qmail/internal/store/control"
@@ -162,7 +163,7 @@ func (i identity) how(uid int) string {
 	case i.qmails:
 		return "for bounce"
 	}
-	return "by uid " + strconv.Itoa(uid)
+	return enqueue.ByUID(uid)
 }
 
 // network is the uid that mail from the network has.

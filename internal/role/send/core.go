@@ -82,7 +82,6 @@ type delivery struct {
 	told     []uint32          // delivered, and their sender is to be told
 	news     []dsn.Outcome     // what
 	late     map[uint32]string // put off, and why; kept only where warnings are wanted
-	heard    bool              // somebody reported something
 	worker   *worker
 	lost     bool
 	verify   *verification // instead of all above: nobody is delivered to
@@ -409,7 +408,6 @@ func (c *core) results(ctx context.Context, e jobResults) {
 	if d == nil {
 		return
 	}
-	d.heard = d.heard || len(e.results) > 0
 	for _, r := range e.results {
 		if d.verify != nil {
 			d.verify.report = r.Text

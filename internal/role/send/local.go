@@ -115,7 +115,7 @@ func (c *core) localWorker(ctx context.Context, local string, a users.Account) *
 		return nil
 	}
 	spawner := c.spawner
-	w := newWorker("qmail-local", c.store, c.post, func(ctx context.Context) (*ipc.Conn, error) {
+	w := newWorker(c.store, c.post, func(ctx context.Context) (*ipc.Conn, error) {
 		if spawner == nil {
 			return nil, errNoSpawner
 		}
@@ -167,7 +167,7 @@ func (c *core) setRemote(ctx context.Context, conn *ipc.Conn) {
 	if c.remote != nil {
 		c.remote.close()
 	}
-	c.remote = newWorker("qmail-rspawn", c.store, c.post, func(context.Context) (*ipc.Conn, error) { return conn, nil })
+	c.remote = newWorker(c.store, c.post, func(context.Context) (*ipc.Conn, error) { return conn, nil })
 	c.limit()
 	go c.remote.run(ctx)
 }

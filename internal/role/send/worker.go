@@ -14,7 +14,6 @@ import (
 // puts orders into its queue and never waits for it; its goroutine reads bodies, sends them once however many
 // jobs need them, and starts the jobs.
 type worker struct {
-	name    string // "qmail-local" or "qmail-rspawn", for reports
 	store   queue.Store
 	events  func(any) // to the core
 	connect func(context.Context) (*ipc.Conn, error)
@@ -75,9 +74,9 @@ type (
 	workerGone struct{ w *worker }
 )
 
-func newWorker(name string, store queue.Store, events func(any), connect func(context.Context) (*ipc.Conn, error)) *worker {
+func newWorker(store queue.Store, events func(any), connect func(context.Context) (*ipc.Conn, error)) *worker {
 	w := &worker{
-		name: name, store: store, events: events, connect: connect,
+		store: store, events: events, connect: connect,
 		bodies: map[queue.ID]*loadedBody{}, owner: map[uint32]queue.ID{},
 	}
 	w.wake.L = &w.mu
