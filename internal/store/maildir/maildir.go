@@ -264,23 +264,36 @@ const fresh = time.Second
 // acquire opens a maildir, or joins the deliveries that have just opened it.
 func (d *Deliverer) acquire(path string) (*shared, error) {
 	now := d.config.Now()
-	d.mu.Lock()
-	s := d.open[path]
-	if s != nil && now.Sub(s.opened).Abs() < fresh {
-		s.uses++
-		d.mu.Unlock()
+	if s := d.enter(path, now, nil); s != nil {
 		return s, nil
 	}
-	d.mu.Unlock()
 	opened, err := d.config.Open(path)
 	if err != nil {
 		return nil, refusal(err)
 	}
-	s = &shared{path: path, disk: opened, opened: now, uses: 1}
-	d.mu.Lock()
-	d.open[path] = s // one that was there goes on with the deliveries it has
-	d.mu.Unlock()
+	mine := &shared{path: path, disk: opened, opened: now}
+	s := d.enter(path, now, mine)
+	if s != mine { // another delivery opened it at the same time, and was first
+		opened.Close()
+	}
 	return s, nil
+}
+
+// enter counts one more delivery in the open maildir at path if that is fresh, or else in mine, which takes its
+// place; the deliveries of one that is replaced go on with it.
+func (d *Deliverer) enter(path string, now time.Time, mine *shared) *shared {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s := d.open[path]
+	if s == nil || now.Sub(s.opened).Abs() >= fresh {
+		if mine == nil {
+			return nil
+		}
+		s = mine
+		d.open[path] = s
+	}
+	s.uses++
+	return s
 }
 
 func (d *Deliverer) release(s *shared) {
