@@ -16,6 +16,7 @@ type From struct {
 	Info  string // what an ident server says of it
 	Helo  string // what it calls itself
 	Local string // our name or address on this connection
+	TLS   string // the clause that says how it came through TLS; of our own making, unlike the others
 }
 
 // Append writes the field: two lines, with LF at their ends. with is the protocol.
@@ -31,7 +32,11 @@ func Append(dst []byte, f From, with string, now time.Time) []byte {
 	}
 	dst = appendSafe(dst, or(f.IP, "unknown"))
 	dst = appendSafe(append(dst, ")\n  by "...), or(f.Local, "unknown"))
-	dst = append(append(append(dst, " with "...), with...), "; "...)
+	dst = append(append(dst, " with "...), with...)
+	if f.TLS != "" {
+		dst = append(append(dst, ' '), f.TLS...)
+	}
+	dst = append(dst, "; "...)
 	return append(date822.Append(dst, now), '\n')
 }
 

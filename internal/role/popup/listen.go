@@ -116,7 +116,7 @@ func (l *listener) reload() {
 }
 
 // session asks a client who it is, and waits for the program that takes over to end.
-func (l *listener) session(ctx context.Context, conn net.Conn, client netip.Addr) {
+func (l *listener) session(ctx context.Context, service string, conn net.Conn, client netip.Addr) {
 	c := l.config.Load()
 	defer context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Unix(1, 0)) })() // who has not logged in can come again
 	login := &pop3.Login{Banner: fmt.Sprintf("<%d.%d.%d@%s>", os.Getpid(), l.Env.Now().Unix(), l.count.Add(1), c.host)}

@@ -86,7 +86,7 @@ var ways = map[string]func(e *env.Env, conn net.Conn, ip netip.Addr, q inlet.Que
 			r.Refusals.Note(ip.String(), "", "not a client of ours")
 			return
 		}
-		r.session(context.Background(), conn, ip)
+		r.session(context.Background(), "qmqp", conn, ip)
 	},
 	"classic": func(e *env.Env, conn net.Conn, ip netip.Addr, q inlet.Queue) {
 		e.Vars = append(e.Vars, "PROTO=TCP", "TCPREMOTEIP="+ip.String(), "TCPLOCALHOST=mx.test.example")

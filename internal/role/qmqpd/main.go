@@ -120,7 +120,7 @@ func (r *role) reload() {
 }
 
 // session holds one.
-func (r *role) session(ctx context.Context, conn net.Conn, client netip.Addr) {
+func (r *role) session(ctx context.Context, service string, conn net.Conn, client netip.Addr) {
 	r.server.Serve(ctx, conn, &received.From{IP: client.String(), Local: r.config.Load().Me}) // the client knows how it ended
 }
 

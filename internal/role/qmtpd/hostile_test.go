@@ -91,7 +91,7 @@ var ways = map[string]func(e *env.Env, conn net.Conn, ip netip.Addr, q inlet.Que
 		r := newRole(e, config)
 		r.server.Open, r.server.Verify = newServer(q, nil, e, r.Refusals).Open, q.Verify
 		defer r.Refusals.Start()()
-		r.session(context.Background(), conn, ip)
+		r.session(context.Background(), "qmtp", conn, ip)
 	},
 	"classic": func(e *env.Env, conn net.Conn, ip netip.Addr, q inlet.Queue) {
 		e.Vars = append(e.Vars, "PROTO=TCP", "TCPREMOTEIP="+ip.String(), "TCPLOCALHOST=mx.test.example")

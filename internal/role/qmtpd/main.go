@@ -92,7 +92,7 @@ func (r *role) reload() {
 }
 
 // session holds one.
-func (r *role) session(ctx context.Context, conn net.Conn, client netip.Addr) {
+func (r *role) session(ctx context.Context, service string, conn net.Conn, client netip.Addr) {
 	config := r.config.Load()
 	from := received.From{Local: config.Me}
 	if client.IsValid() {

@@ -81,7 +81,7 @@ func TestIdleSessionsAreSmall(t *testing.T) {
 	for range n {
 		client, conn := net.Pipe()
 		done := make(chan struct{})
-		go func() { defer close(done); defer conn.Close(); r.session(t.Context(), conn, netip.Addr{}) }()
+		go func() { defer close(done); defer conn.Close(); r.session(t.Context(), "qmtp", conn, netip.Addr{}) }()
 		t.Cleanup(func() { client.Close(); <-done })
 		if _, err := client.Write(message); err != nil {
 			t.Fatal(err)

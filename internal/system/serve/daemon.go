@@ -20,13 +20,16 @@ type Daemon struct {
 	Log      *slog.Logger
 	Refusals *Refusals
 	Limits   func() Limits
-	// Session holds one session; the connection is closed after it. ctx ends when sessions should.
-	Session func(ctx context.Context, conn net.Conn, client netip.Addr)
+	// Session holds one session; the connection is closed after it. ctx ends when sessions should. service is the
+	// name of its listener in control/listen.
+	Session func(ctx context.Context, service string, conn net.Conn, client netip.Addr)
 	// Welcome says before anything else whether a client may connect at all; nil lets all.
 	Welcome func(client netip.Addr) bool
 	TooMany string // what a client beyond the limits is told
 	// Connect takes over a link to qmail-send; nil is the end of the last one.
 	Connect func(link *ipc.Conn)
+	// Partner takes over a link to another role; nil closes them.
+	Partner func(name string, link *ipc.Conn)
 	Reload  func()
 
 	group Group
@@ -54,6 +57,9 @@ func (d *Daemon) Run(ctx context.Context) {
 		d.Log.Warn("sessions in the middle of a message were cut off", "sessions", cut)
 	}
 	d.Connect(nil)
+	if d.Partner != nil {
+		d.Partner("", nil)
+	}
 }
 
 // obey carries out orders until one says stop.
@@ -74,9 +80,11 @@ func (d *Daemon) obey(ctx context.Context) {
 func (d *Daemon) order(ctx context.Context, o env.Order) {
 	switch {
 	case o.Kind == env.Listen:
-		d.group.Listen(ctx, o.Listener)
+		d.group.Listen(ctx, o.Name, o.Listener)
 	case o.Kind == env.Link && o.Name == queueLink:
 		d.Connect(o.Link)
+	case o.Kind == env.Link && d.Partner != nil:
+		d.Partner(o.Name, o.Link)
 	case o.Kind == env.Link:
 		o.Link.Close()
 	case o.Kind == env.Reload:
@@ -85,7 +93,7 @@ func (d *Daemon) order(ctx context.Context, o env.Order) {
 }
 
 // handle holds a session. A bug that it meets costs this session, not the others: nothing of it was accepted.
-func (d *Daemon) handle(ctx context.Context, conn net.Conn, client netip.Addr) {
+func (d *Daemon) handle(ctx context.Context, service string, conn net.Conn, client netip.Addr) {
 	defer func() {
 		if bug := recover(); bug != nil {
 			d.Log.Error("bug: a session panicked", "panic", fmt.Sprint(bug), "stack", string(debug.Stack()))
@@ -95,15 +103,25 @@ func (d *Daemon) handle(ctx context.Context, conn net.Conn, client netip.Addr) {
 		d.Refusals.Note(client.String(), "", "not a client of ours")
 		return
 	}
-	d.Session(ctx, conn, client)
+	d.Session(ctx, service, conn, client)
 }
 
 // refuse tells a client that there are enough.
-func (d *Daemon) refuse(conn net.Conn, client netip.Addr) {
+func (d *Daemon) refuse(service string, conn net.Conn, client netip.Addr) {
 	answer := "too many connections"
-	if d.TooMany != "" {
+	if d.TooMany != "" && !Encrypted(service) {
 		answer = d.TooMany
 		conn.Write([]byte(answer)) // best effort: the connection is closed in any case
 	}
 	d.Refusals.Note(client.String(), "", answer)
+}
+
+// Encrypted reports whether sessions of a service of control/listen begin with a TLS handshake: those of RFC 8314,
+// and the two of our own protocols.
+func Encrypted(service string) bool {
+	switch service {
+	case "submissions", "pop3s", "qmtps", "qmqps":
+		return true
+	}
+	return false
 }

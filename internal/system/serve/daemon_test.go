@@ -41,7 +41,7 @@ func daemon(orders chan env.Order, log io.Writer, change func(d *Daemon)) (done 
 		Env: e, Log: e.Log("qmail-x"), Refusals: NewRefusals(e.Log("qmail-x")), TooMany: "enough\n",
 		Limits:  func() Limits { return Limits{Total: 2, PerClient: 2} },
 		Connect: func(*ipc.Conn) {}, Reload: func() {},
-		Session: func(ctx context.Context, conn net.Conn, _ netip.Addr) {
+		Session: func(ctx context.Context, _ string, conn net.Conn, _ netip.Addr) {
 			defer context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Unix(1, 0)) })()
 			io.WriteString(conn, "hello\n")
 			io.Copy(io.Discard, conn)
@@ -146,11 +146,11 @@ func TestAPanicEndsOneSession(t *testing.T) {
 		orders := make(chan env.Order)
 		done := daemon(orders, &log, func(d *Daemon) {
 			calm := d.Session
-			d.Session = func(ctx context.Context, conn net.Conn, ip netip.Addr) {
+			d.Session = func(ctx context.Context, _ string, conn net.Conn, ip netip.Addr) {
 				if ip == netip.MustParseAddr("192.0.2.66") {
 					panic("bad\nluck")
 				}
-				calm(ctx, conn, ip)
+				calm(ctx, "smtp", conn, ip)
 			}
 		})
 		ln := newListener()

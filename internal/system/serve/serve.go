@@ -23,10 +23,11 @@ type Limits struct {
 type Group struct {
 	// Limits is asked at each connection.
 	Limits func() Limits
-	// Handle holds a session; the connection is closed after it. ctx ends when sessions should.
-	Handle func(ctx context.Context, conn net.Conn, client netip.Addr)
+	// Handle holds a session; the connection is closed after it. ctx ends when sessions should. service is the
+	// name of the listener.
+	Handle func(ctx context.Context, service string, conn net.Conn, client netip.Addr)
 	// Refuse says why to a client beyond the limits, in no more than a write that does not wait.
-	Refuse func(conn net.Conn, client netip.Addr)
+	Refuse func(service string, conn net.Conn, client netip.Addr)
 	Log    *slog.Logger
 
 	mu      sync.Mutex
@@ -44,11 +45,11 @@ const (
 
 // Listen accepts connections, in a goroutine of its own, until ctx ends or the listener is closed, here or by
 // who gave it to us. At its end the listener is closed; sessions go on.
-func (g *Group) Listen(ctx context.Context, ln net.Listener) {
-	g.wg.Go(func() { g.accept(ctx, ln) })
+func (g *Group) Listen(ctx context.Context, service string, ln net.Listener) {
+	g.wg.Go(func() { g.accept(ctx, service, ln) })
 }
 
-func (g *Group) accept(ctx context.Context, ln net.Listener) {
+func (g *Group) accept(ctx context.Context, service string, ln net.Listener) {
 	defer ln.Close()
 	defer context.AfterFunc(ctx, func() { ln.Close() })()
 	var backoff time.Duration
@@ -57,7 +58,7 @@ func (g *Group) accept(ctx context.Context, ln net.Listener) {
 		switch {
 		case err == nil:
 			backoff = 0
-			g.begin(ctx, conn)
+			g.begin(ctx, service, conn)
 		case ctx.Err() != nil || errors.Is(err, net.ErrClosed) || errors.Is(err, syscall.EINVAL):
 			return // EINVAL: shut down in another process that has it too
 		default: // out of descriptors or memory: those who wait in the kernel's queue can wait longer
@@ -74,17 +75,17 @@ func (g *Group) accept(ctx context.Context, ln net.Listener) {
 	}
 }
 
-func (g *Group) begin(ctx context.Context, conn net.Conn) {
+func (g *Group) begin(ctx context.Context, service string, conn net.Conn) {
 	client := addressOf(conn)
 	if !g.enter(conn, client) {
 		conn.SetWriteDeadline(time.Now().Add(refuseTime))
-		g.Refuse(conn, client)
+		g.Refuse(service, conn, client)
 		conn.Close()
 		return
 	}
 	g.wg.Go(func() {
 		defer g.leave(conn, client)
-		g.Handle(ctx, conn, client)
+		g.Handle(ctx, service, conn, client)
 	})
 }
 

@@ -56,12 +56,12 @@ func (l *fakeListener) dial(ip string) net.Conn {
 func echo(limits Limits) *Group {
 	return &Group{
 		Limits: func() Limits { return limits },
-		Handle: func(ctx context.Context, conn net.Conn, _ netip.Addr) {
+		Handle: func(ctx context.Context, _ string, conn net.Conn, _ netip.Addr) {
 			defer context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Unix(1, 0)) })()
 			conn.Write([]byte("y"))
 			conn.Read(make([]byte, 1))
 		},
-		Refuse: func(conn net.Conn, _ netip.Addr) { conn.Write([]byte("n")) },
+		Refuse: func(_ string, conn net.Conn, _ netip.Addr) { conn.Write([]byte("n")) },
 		Log:    slog.New(slog.DiscardHandler),
 	}
 }
@@ -79,7 +79,7 @@ func TestLimits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
 		g, ln := echo(Limits{Total: 5, PerClient: 2}), newListener()
-		g.Listen(ctx, ln)
+		g.Listen(ctx, "smtp", ln)
 		var open []net.Conn
 		for _, tt := range []struct{ ip, want string }{
 			{"192.0.2.1", "y"}, {"::ffff:192.0.2.1", "y"}, {"192.0.2.1", "n"}, {"192.0.2.2", "y"},
@@ -112,7 +112,7 @@ func TestARefusalDoesNotHoldUpOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
 		g, ln := echo(Limits{}), newListener()
-		g.Listen(ctx, ln)
+		g.Listen(ctx, "smtp", ln)
 		began := time.Now()
 		for range 3 { // clients that never read
 			ln.dial("192.0.2.1")
@@ -129,8 +129,8 @@ func TestDrain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
 		g, ln := echo(Limits{9, 9}), newListener()
-		g.Handle = func(_ context.Context, conn net.Conn, _ netip.Addr) { conn.Read(make([]byte, 1)) } // deaf to ctx
-		g.Listen(ctx, ln)
+		g.Handle = func(_ context.Context, _ string, conn net.Conn, _ netip.Addr) { conn.Read(make([]byte, 1)) } // deaf to ctx
+		g.Listen(ctx, "smtp", ln)
 		a := ln.dial("192.0.2.1")
 		ln.dial("192.0.2.1")
 		synctest.Wait()
@@ -148,7 +148,7 @@ func TestTroubleWithAccept(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
 		defer stop()
 		g, ln := echo(Limits{9, 9}), newListener()
-		g.Listen(ctx, ln)
+		g.Listen(ctx, "smtp", ln)
 		began := time.Now()
 		for range 20 { // no busy loop
 			ln.next <- &net.OpError{Op: "accept", Err: syscall.EMFILE}
@@ -177,7 +177,7 @@ func TestShutdownElsewhereEndsListen(t *testing.T) {
 	}
 	defer file.Close()
 	g := echo(Limits{9, 9})
-	g.Listen(t.Context(), ln)
+	g.Listen(t.Context(), "smtp", ln)
 	c, err := net.Dial("tcp", ln.Addr().String())
 	if err != nil {
 		t.Fatal(err)

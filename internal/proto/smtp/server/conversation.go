@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"sync/atomic"
 	"time"
 )
@@ -8,7 +9,9 @@ import (
 // conversation is a session and its connection.
 type conversation struct {
 	server  *Server
-	stream  Stream
+	ctx     context.Context
+	stream  Stream // what is read and written
+	wire    Stream // what that goes over: the same, outside TLS
 	peer    *Peer
 	session Session
 
@@ -28,7 +31,7 @@ type conversation struct {
 // goes on, see fill.
 func (c *conversation) interrupt() {
 	c.stopping.Store(true)
-	c.stream.SetReadDeadline(time.Unix(1, 0))
+	c.wire.SetReadDeadline(time.Unix(1, 0))
 }
 
 func (c *conversation) run() error {
@@ -77,6 +80,7 @@ func (c *conversation) line() ([]byte, error) {
 // step does one command and all that it leads to.
 func (c *conversation) step(line []byte) (Next, error) {
 	from := len(c.out)
+	reply := from
 	var next Next
 	c.out, next = c.session.Step(c.out, line)
 	for {
@@ -95,6 +99,12 @@ func (c *conversation) step(line []byte) (Next, error) {
 				return next, err
 			}
 			line, from = nil, len(c.out) // the line is overwritten, and message has told what is to tell
+		case StartTLS:
+			if c.r != c.w {
+				c.out, next = c.session.Injected(c.out, reply)
+				continue
+			}
+			return More, c.secure()
 		default:
 			if c.session.Held() == 0 {
 				c.letGo()

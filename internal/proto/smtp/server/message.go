@@ -40,6 +40,9 @@ func (s *Session) Received(dst []byte, now time.Time) []byte {
 	case s.extended:
 		with = "ESMTP"
 	}
+	if s.peer.TLS != nil && with != "SMTP" { // RFC 3848; there is no SMTPS
+		with += "S"
+	}
 	return appendReceived(dst, s.peer, s.peer.Helo, with, now)
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"qmail/internal/format/envelope"
 	"qmail/internal/format/reply"
+	"qmail/internal/system/secure"
 )
 
 // Queue is where recipients are known and messages go. Its calls return within a time of its own choice.
@@ -56,6 +57,9 @@ type Server struct {
 	Hold func(bytes int) bool
 	// Refused, if set, is told each refusal and what it was a reply to. Both may hold any bytes.
 	Refused func(p *Peer, command, reply string)
+	// StartTLS shakes hands on a connection of which nothing has been read that was not asked for, within a time of
+	// its own choice. It has to be there where a Config says StartTLS.
+	StartTLS func(ctx context.Context, stream Stream) (Stream, *secure.State, error)
 
 	blocks sync.Pool // of *block
 }
@@ -82,7 +86,7 @@ var (
 // the session is told 421 as soon as it is not in the middle of a message. The error is why it ended, nil
 // after QUIT and refusals of ours.
 func (v *Server) Serve(ctx context.Context, stream Stream, peer *Peer) error {
-	c := &conversation{server: v, stream: stream, peer: peer, session: New(v.Settings, peer)}
+	c := &conversation{server: v, ctx: ctx, stream: stream, wire: stream, peer: peer, session: New(v.Settings, peer)}
 	c.in, c.out, c.began = c.smallIn[:], c.smallOut[:0], time.Now()
 	defer c.release()
 	defer c.letGo()

@@ -19,17 +19,19 @@ import (
 
 	"qmail/internal/format/address"
 	"qmail/internal/format/envelope"
+	"qmail/internal/system/secure"
 )
 
 // Peer is who is at the other end, and under which name it found us. Empty means unknown.
 type Peer struct {
-	IP      string     // as it shall stand in Received and in the log
-	Address netip.Addr // the same, for lookups; the zero value where there is none
-	Host    string     // its name, from the DNS
-	Info    string     // what an ident server says of it
-	Local   string     // our name or address on this connection
-	Helo    string     // what it calls itself; the session sets it
-	Relay   *string    // RELAYCLIENT: may send anywhere, and what to add to each recipient; nil if not set
+	IP      string        // as it shall stand in Received and in the log
+	Address netip.Addr    // the same, for lookups; the zero value where there is none
+	Host    string        // its name, from the DNS
+	Info    string        // what an ident server says of it
+	Local   string        // our name or address on this connection
+	Helo    string        // what it calls itself; the session sets it
+	Relay   *string       // RELAYCLIENT: may send anywhere, and what to add to each recipient; nil if not set
+	TLS     *secure.State // what the session runs in; nil outside TLS. StartTLS sets it; it is set from the start where TLS comes first
 }
 
 // Policy says which envelopes are welcome and gives addresses the form in which they are stored. Refusals are
@@ -46,6 +48,7 @@ type Config struct {
 	MaxRecipients int    // of a message
 	MaxErrors     int    // refused commands since the last accepted message
 	MaxIdle       int    // commands that lead to no message, since the last accepted one
+	StartTLS      bool   // is offered outside TLS (RFC 3207)
 	Policy        Policy
 	Limits        Limits
 }
@@ -54,11 +57,12 @@ type Config struct {
 type Next int
 
 const (
-	More   Next = iota // read a command
-	Verify             // ask whether the queue takes Asked, then call Verified
-	Open               // open a message for Envelope, then call Opened
-	Body               // read the message: Feed, then Ended
-	Close              // send what is due and end the session
+	More     Next = iota // read a command
+	Verify               // ask whether the queue takes Asked, then call Verified
+	Open                 // open a message for Envelope, then call Opened
+	Body                 // read the message: Feed, then Ended
+	StartTLS             // send what is due, shake hands, then call Secured; if there is input already, call Injected
+	Close                // send what is due and end the session
 )
 
 const (
@@ -78,6 +82,8 @@ const (
 	anywhere = greeted | hello | mail | rcpt
 )
 
+const maxVerb = len("STARTTLS")
+
 type command struct {
 	in    state
 	order string // the reply elsewhere
@@ -87,16 +93,17 @@ type command struct {
 
 // commands is RFC 5321 4.1.4 as data.
 var commands = map[string]command{
-	"HELO": {anywhere, "", (*Session).helo, true},
-	"EHLO": {anywhere, "", (*Session).ehlo, true},
-	"MAIL": {hello, "", (*Session).mailFrom, false},
-	"RCPT": {mail | rcpt, mailFirst, (*Session).rcptTo, false},
-	"DATA": {rcpt, "", (*Session).data, false},
-	"RSET": {anywhere, "", (*Session).rset, true},
-	"NOOP": {anywhere, "", (*Session).noop, true},
-	"VRFY": {anywhere, "", (*Session).vrfy, true},
-	"HELP": {anywhere, "", (*Session).help, true},
-	"QUIT": {anywhere, "", (*Session).quit, false},
+	"HELO":     {anywhere, "", (*Session).helo, true},
+	"EHLO":     {anywhere, "", (*Session).ehlo, true},
+	"MAIL":     {hello, "", (*Session).mailFrom, false},
+	"RCPT":     {mail | rcpt, mailFirst, (*Session).rcptTo, false},
+	"DATA":     {rcpt, "", (*Session).data, false},
+	"RSET":     {anywhere, "", (*Session).rset, true},
+	"NOOP":     {anywhere, "", (*Session).noop, true},
+	"VRFY":     {anywhere, "", (*Session).vrfy, true},
+	"HELP":     {anywhere, "", (*Session).help, true},
+	"QUIT":     {anywhere, "", (*Session).quit, false},
+	"STARTTLS": {anywhere, "", (*Session).startTLS, true},
 	// What follows these is no list of commands, and must not be read as one.
 	"BDAT": {anywhere, "", (*Session).foreign, false},
 	"GET":  {anywhere, "", (*Session).foreign, false}, "POST": {anywhere, "", (*Session).foreign, false},
@@ -161,7 +168,7 @@ func (s *Session) Banner(dst []byte) []byte {
 func (s *Session) Step(dst, line []byte) ([]byte, Next) {
 	from := len(dst)
 	verb, arg := cutVerb(line)
-	var name [8]byte
+	var name [maxVerb]byte
 	c, ok := commands[string(upper(name[:0], verb))]
 	if !ok {
 		return s.judge(append(dst, unknown...), from, More)
@@ -241,7 +248,11 @@ func (s *Session) hello(dst, arg []byte, extended bool) ([]byte, Next) {
 	dst = append(append(append(dst, "250-"...), s.config.Greeting...), "\r\n"...)
 	dst = append(dst, "250-PIPELINING\r\n250-8BITMIME\r\n250-SIZE "...)
 	dst = strconv.AppendInt(dst, s.config.Databytes, 10)
-	return append(dst, "\r\n250-ENHANCEDSTATUSCODES\r\n250-DSN\r\n250 SMTPUTF8\r\n"...), More
+	dst = append(dst, "\r\n250-ENHANCEDSTATUSCODES\r\n250-DSN\r\n"...)
+	if s.offersTLS() {
+		dst = append(dst, "250-STARTTLS\r\n"...)
+	}
+	return append(dst, "250 SMTPUTF8\r\n"...), More
 }
 
 func (s *Session) rset(dst, arg []byte) ([]byte, Next) {
