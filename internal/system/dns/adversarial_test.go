@@ -109,7 +109,7 @@ func outcome(t *testing.T, in []byte, q question) (class, value string) {
 	case a.Status == NoData:
 		return "accept", "nodata"
 	case len(a.MX) > 0:
-		if len(a.MX) > maxRecords {
+		if len(a.MX) > MaxRecords {
 			t.Errorf("%d records kept", len(a.MX))
 		}
 		var hosts []string
@@ -150,7 +150,7 @@ func FuzzParse(f *testing.F) { // whatever comes parses or fails; what is kept i
 			if a.Status < Found || a.Status > NoName {
 				t.Fatalf("status %d", a.Status)
 			}
-			if len(a.MX)+len(a.Addrs)+len(a.Texts)+len(a.Names)+len(a.TLSA) > maxRecords || a.Expires.Sub(now) > maxTTL {
+			if len(a.MX)+len(a.Addrs)+len(a.Texts)+len(a.Names)+len(a.TLSA) > MaxRecords || a.Expires.Sub(now) > MaxTTL {
 				t.Fatalf("kept too much: %+v", a)
 			}
 			for _, mx := range a.MX {

@@ -14,6 +14,9 @@ type cache struct {
 	mu    sync.RWMutex
 	m     map[question]Answer
 	bytes int
+	// limit and longest bound it in bytes and each of its answers in time.
+	limit   int
+	longest time.Duration
 }
 
 func (c *cache) get(q question, now time.Time) (Answer, bool) {
@@ -27,6 +30,9 @@ func (c *cache) put(q question, a Answer, now time.Time) {
 	if !now.Before(a.Expires) {
 		return
 	}
+	if end := now.Add(c.longest); a.Expires.After(end) {
+		a.Expires = end
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.m == nil {
@@ -35,7 +41,7 @@ func (c *cache) put(q question, a Answer, now time.Time) {
 	c.remove(q)
 	size := cost(q, a)
 	for other := range c.m {
-		if c.bytes+size <= cacheBytes {
+		if c.bytes+size <= c.limit {
 			break
 		}
 		c.remove(other)

@@ -6,15 +6,16 @@
 // last record, and is cut to fixed numbers of records. An Answer says found, no data or no such name; an
 // error always means "later": no server gave a usable answer in time. Answers are cached by their TTL, absence by
 // the SOA (RFC 2308), failures not at all; equal questions that meet share one flight.
+//
+// New asks the network. Over asks somebody else who does, such as qmail-resolve at the end of a link (proto/resolve),
+// and is otherwise the same.
 package dns
 
 import (
 	"context"
-	"net"
 	"net/netip"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -75,23 +76,41 @@ type Config struct {
 	Timeout  time.Duration // for one server's answer; 0 means 5 s
 	Attempts int           // rounds over the servers; 0 means 2
 	TrustAD  bool          // believe the AD bit of servers that are not on this machine, too
+	Flights  int           // questions under way at once; 0 means Flights
 	Now      func() time.Time
 }
 
 const (
+	// Flights is how many questions a Resolver has under way at once unless told otherwise; others wait.
+	Flights = 256
+	// AskTime is how long one question may take, whatever the number of servers: who asked has other things to do.
+	AskTime = 40 * time.Second
+	// MaxRecords is how many records of an answer are kept.
+	MaxRecords = 100
+	// MaxTTL is how long an answer is remembered at most.
+	MaxTTL = 6 * time.Hour
+
 	defaultTimeout  = 5 * time.Second
 	defaultAttempts = 2
 	maxServers      = 8
-	maxFlights      = 256 // questions under way at once
 	maxWaiting      = 4096
+	// overBytes and overTTL bound what is remembered of the answers of somebody who remembers them himself: they
+	// spare the way there, and are forgotten soon enough when he is told to ask others.
+	overBytes = 1 << 20
+	overTTL   = 30 * time.Second
 )
+
+// Source is where answers come from that are not remembered. Names are as ASCII gives them. An error is temporary.
+type Source interface {
+	Ask(ctx context.Context, name string, kind Type) (Answer, error)
+}
 
 // Resolver asks and remembers. It is safe for concurrent use.
 type Resolver struct {
-	config atomic.Pointer[Config]
-	now    func() time.Time
-	dialer net.Dialer
-	cache  cache
+	source  Source
+	network *network // the same, unless it is somebody else's
+	now     func() time.Time
+	cache   cache
 
 	ctx     context.Context // of all flights
 	cancel  context.CancelFunc
@@ -115,32 +134,40 @@ type flight struct {
 	err    error
 }
 
-// New makes a resolver. Close ends it.
+// New makes a resolver that asks the network. Close ends it.
 func New(c Config) *Resolver {
-	r := &Resolver{now: c.Now, flights: map[question]*flight{}, room: make(chan struct{}, maxFlights)}
-	if r.now == nil {
-		r.now = time.Now
-	}
-	r.dialer.SetMultipathTCP(false)
-	r.ctx, r.cancel = context.WithCancel(context.Background())
+	n := newNetwork(c.Now)
+	r := start(n, n.now, c.Flights)
+	r.cache.limit, r.cache.longest = cacheBytes, MaxTTL
+	r.network = n
 	r.Configure(c)
 	return r
 }
 
-// Configure changes whom the questions to come are put to; the clock stays. Other servers may know other
-// things, so what was remembered is forgotten.
+// Over makes a resolver that asks s, who remembers for long; this one remembers little and not for long. Close ends it.
+func Over(s Source, now func() time.Time) *Resolver {
+	r := start(s, now, Flights)
+	r.cache.limit, r.cache.longest = overBytes, overTTL
+	return r
+}
+
+func start(s Source, now func() time.Time, flights int) *Resolver {
+	if flights <= 0 {
+		flights = Flights
+	}
+	r := &Resolver{source: s, now: now, flights: map[question]*flight{}, room: make(chan struct{}, flights)}
+	r.ctx, r.cancel = context.WithCancel(context.Background())
+	return r
+}
+
+// Configure changes whom the questions to come are put to; the clock and the number of flights stay. Other servers
+// may know other things, so what was remembered is forgotten.
 func (r *Resolver) Configure(c Config) {
-	if c.Timeout <= 0 {
-		c.Timeout = defaultTimeout
+	if r.network == nil {
+		return
 	}
-	if c.Attempts <= 0 {
-		c.Attempts = defaultAttempts
-	}
-	if len(c.Servers) > maxServers {
-		c.Servers = c.Servers[:maxServers]
-	}
-	old := r.config.Swap(&c)
-	if old != nil && !slices.Equal(old.Servers, c.Servers) {
+	old := r.network.configure(c)
+	if old != nil && (!slices.Equal(old.Servers, c.Servers) || old.TrustAD != c.TrustAD) {
 		r.cache.clear()
 	}
 }
@@ -156,7 +183,7 @@ func (r *Resolver) Close() {
 
 // Lookup answers a question from memory, or asks. The error, if any, is temporary.
 func (r *Resolver) Lookup(ctx context.Context, name string, kind Type) (Answer, error) {
-	f, a, err := r.start(name, kind)
+	f, a, err := r.begin(name, kind)
 	if f == nil {
 		return a, err
 	}
@@ -169,10 +196,10 @@ func (r *Resolver) Lookup(ctx context.Context, name string, kind Type) (Answer, 
 }
 
 // Prefetch starts to ask what a Lookup will soon want, and does not wait.
-func (r *Resolver) Prefetch(name string, kind Type) { r.start(name, kind) }
+func (r *Resolver) Prefetch(name string, kind Type) { r.begin(name, kind) }
 
-// start returns the answer if it is known, else the flight that will have it.
-func (r *Resolver) start(name string, kind Type) (*flight, Answer, error) {
+// begin returns the answer if it is known, else the flight that will have it.
+func (r *Resolver) begin(name string, kind Type) (*flight, Answer, error) {
 	ascii, ok := ASCII(name)
 	if !ok {
 		return nil, Answer{Status: NoName}, nil
@@ -215,7 +242,9 @@ func (r *Resolver) fly(q question, f *flight) {
 	case <-r.ctx.Done():
 		return
 	}
-	a, err := r.ask(r.ctx, q)
+	ctx, cancel := context.WithTimeout(r.ctx, AskTime)
+	defer cancel()
+	a, err := r.source.Ask(ctx, q.name, q.kind)
 	if err != nil {
 		f.err = &Error{q.name, q.kind, err}
 		return

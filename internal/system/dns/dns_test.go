@@ -305,7 +305,7 @@ func TestOtherServersMayKnowOtherThings(t *testing.T) {
 }
 
 func TestCacheIsBounded(t *testing.T) {
-	var c cache
+	c := cache{limit: cacheBytes, longest: MaxTTL}
 	now := time.Unix(1, 0)
 	a := Answer{Status: Found, Texts: []string{strings.Repeat("x", 60000)}, Expires: now.Add(time.Hour)}
 	for i := range 1000 {

@@ -8,12 +8,47 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"time"
 )
 
-// ask tries the servers in turn until one gives a usable answer.
-func (r *Resolver) ask(ctx context.Context, q question) (Answer, error) {
-	last := errServers
+// maxForeign is how many datagrams that are not the answer are overheard before TCP is asked instead: somebody may
+// be guessing ids (RFC 5452 9.2), which he cannot with TCP.
+const maxForeign = 16
+
+// network is the Source that asks servers.
+type network struct {
+	config atomic.Pointer[Config]
+	now    func() time.Time
+	dialer net.Dialer
+}
+
+func newNetwork(now func() time.Time) *network {
+	if now == nil {
+		now = time.Now
+	}
+	n := &network{now: now}
+	n.dialer.SetMultipathTCP(false)
+	return n
+}
+
+// configure returns what was before.
+func (r *network) configure(c Config) *Config {
+	if c.Timeout <= 0 {
+		c.Timeout = defaultTimeout
+	}
+	if c.Attempts <= 0 {
+		c.Attempts = defaultAttempts
+	}
+	if len(c.Servers) > maxServers {
+		c.Servers = c.Servers[:maxServers]
+	}
+	return r.config.Swap(&c)
+}
+
+// Ask tries the servers in turn until one gives a usable answer.
+func (r *network) Ask(ctx context.Context, name string, kind Type) (Answer, error) {
+	q, last := question{name, kind}, errServers
 	c := r.config.Load()
 	for range c.Attempts {
 		for _, server := range c.Servers {
@@ -40,7 +75,7 @@ func (c *Config) believes(server string) bool {
 	return c.TrustAD || err == nil && addr.Addr().Unmap().IsLoopback()
 }
 
-func (r *Resolver) askServer(ctx context.Context, server string, q question, edns bool) (Answer, error) {
+func (r *network) askServer(ctx context.Context, server string, q question, edns bool) (Answer, error) {
 	p, err := r.overUDP(ctx, server, q, edns)
 	if err == nil && p.truncated {
 		p, err = r.overTCP(ctx, server, q, edns)
@@ -53,7 +88,7 @@ func (r *Resolver) askServer(ctx context.Context, server string, q question, edn
 
 // open dials and sends the question; both have one deadline. Each question has a random id, and a
 // socket, hence a port chosen by the kernel, of its own (RFC 5452 9.2).
-func (r *Resolver) open(ctx context.Context, network, server string, q question, edns bool) (net.Conn, uint16, error) {
+func (r *network) open(ctx context.Context, network, server string, q question, edns bool) (net.Conn, uint16, error) {
 	var random [2]byte
 	if _, err := rand.Read(random[:]); err != nil {
 		return nil, 0, err
@@ -85,7 +120,7 @@ func (r *Resolver) open(ctx context.Context, network, server string, q question,
 }
 
 // overUDP waits for the one datagram that answers; others are overheard until the deadline.
-func (r *Resolver) overUDP(ctx context.Context, server string, q question, edns bool) (parsed, error) {
+func (r *network) overUDP(ctx context.Context, server string, q question, edns bool) (parsed, error) {
 	conn, id, err := r.open(ctx, "udp", server, q, edns)
 	if err != nil {
 		return parsed{}, err
@@ -93,7 +128,7 @@ func (r *Resolver) overUDP(ctx context.Context, server string, q question, edns 
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	b := make([]byte, 4<<10)
-	for {
+	for range maxForeign {
 		n, err := conn.Read(b)
 		if err != nil {
 			return parsed{}, err
@@ -107,9 +142,10 @@ func (r *Resolver) overUDP(ctx context.Context, server string, q question, edns 
 		}
 		return p, err
 	}
+	return parsed{truncated: true}, nil
 }
 
-func (r *Resolver) overTCP(ctx context.Context, server string, q question, edns bool) (parsed, error) {
+func (r *network) overTCP(ctx context.Context, server string, q question, edns bool) (parsed, error) {
 	conn, id, err := r.open(ctx, "tcp", server, q, edns)
 	if err != nil {
 		return parsed{}, err

@@ -16,10 +16,8 @@ const (
 	udpSize    = 1232     // what we say we take by UDP (RFC 9715)
 	maxMessage = 64 << 10 // of any transport
 	maxChain   = 16       // CNAME steps inside one answer
-	maxRecords = 100      // kept of one answer
 	headerSize = 12
 
-	maxTTL      = 6 * time.Hour
 	maxAbsence  = 5 * time.Minute
 	rcodeFormat = wire.RcodeFormatError
 	rcodeNotImp = wire.RcodeNotImplemented
@@ -102,7 +100,7 @@ func countsHold(b []byte, m *wire.Msg) bool {
 // collect walks from the question along the CNAMEs to the records that were asked for.
 func collect(m *wire.Msg, q question, now time.Time) (Answer, error) {
 	a := Answer{Secure: m.AuthenticatedData}
-	ttl := maxTTL
+	ttl := MaxTTL
 	owner := q.name
 	for step := 0; ; step++ {
 		var next string
@@ -215,8 +213,8 @@ func (a *Answer) finish() {
 	a.TLSA = cut(a.TLSA)
 }
 
-// cut keeps the first maxRecords, in memory of their own size.
-func cut[T any](s []T) []T { return slices.Clip(slices.Clone(s[:min(len(s), maxRecords)])) }
+// cut keeps the first MaxRecords, in memory of their own size.
+func cut[T any](s []T) []T { return slices.Clip(slices.Clone(s[:min(len(s), MaxRecords)])) }
 
 // fromWire takes a name as the library spells it, and gives it only if it can be a host's.
 func fromWire(name string) (string, bool) { return hostName(strings.TrimSuffix(name, ".")) }
