@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"qmail/internal/format/spawn"
 	"qmail/internal/proto/jobs"
 )
 
@@ -91,6 +92,9 @@ func TestArguments(t *testing.T) {
 	}
 }
 
+// tooLong ends a report that was cut; with it, 2997 bytes are left.
+const tooLong = "\nError report too long, sorry.\n"
+
 func TestReportsAreCut(t *testing.T) {
 	x := func(n int) string { return strings.Repeat("x", n) }
 	tests := []struct {
@@ -100,8 +104,8 @@ func TestReportsAreCut(t *testing.T) {
 	}{
 		{"nothing", nil, "D"},
 		{"as long as may be", []string{x(1000), x(2000)}, "D" + x(3000)},
-		{"one byte more", []string{x(3000), "y"}, "D" + x(cutReport-len(tooLong)) + tooLong},
-		{"much more", []string{x(100000), x(100000)}, "D" + x(cutReport-len(tooLong)) + tooLong},
+		{"one byte more", []string{x(3000), "y"}, "D" + x(2997-len(tooLong)) + tooLong},
+		{"much more", []string{x(100000), x(100000)}, "D" + x(2997-len(tooLong)) + tooLong},
 		{"up to a NUL", []string{"a\x00", "b"}, "Da"},
 	}
 	for _, tt := range tests {
@@ -121,7 +125,7 @@ func TestReportsAreCut(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := c.Write([]byte("x")); err == nil || cap(c.text) > 2*maxReport {
+	if _, err := c.Write([]byte("x")); err == nil || cap(c.text) > 2*spawn.MaxLocal {
 		t.Errorf("after %d bytes: %v, %d kept", maxOutput, err, cap(c.text))
 	}
 }

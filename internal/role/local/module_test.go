@@ -3,44 +3,11 @@ package local
 import (
 	"fmt"
 	"os"
-	"strings"
 	"testing"
 
+	"qmail/internal/format/spawn"
 	"qmail/internal/proto/jobs"
 )
-
-func TestModuleReport(t *testing.T) {
-	long := strings.Repeat("x", 4000)
-	tests := []struct {
-		name string
-		code int
-		out  string
-		want string
-	}{
-		{"done", 0, "did 1+0+0\n", "Kdid 1+0+0\n"},
-		{"done in silence", 0, "", "K"},
-		{"never", 100, "no\n", "Dno\n"},
-		{"later", 111, "wait\n", "Zwait\n"},
-		{"the codes of sysexits.h that pass", 75, "wait\n", "Zwait\n"},
-		{"an input or output error", 74, "x", "Zx"},
-		{"an operating system error", 71, "x", "Zx"},
-		{"any other code", 1, "oh\n", "Doh\n"},
-		{"a code of the shell's", 127, "sh: not found\n", "Dsh: not found\n"},
-		{"could not be executed", 126, "x", "DUnable to run qmail-local.\n"},
-		{"NFS", 115, "x", "ZNFS failure in qmail-local.\n"},
-		{"root", 113, "x", "ZNot allowed to perform deliveries as root.\n"},
-		{"no getpw", 121, "x", "ZUnable to run qmail-getpw.\n"},
-		{"a NUL ends the text", 100, "a\x00b", "Da"},
-		{"a long report is cut", 100, long, "D" + long[:cutReport-len(tooLong)] + tooLong},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			if got := moduleReport(tt.code, []byte(tt.out)); got != tt.want {
-				t.Errorf("%q, want %q", got, tt.want)
-			}
-		})
-	}
-}
 
 // module makes an executable of the user's for the place of qmail-local.
 func (w *world) module(t *testing.T, text string) string {
@@ -85,7 +52,7 @@ crash) kill -9 $$ ;;
 later) echo later; exit 75 ;;
 esac
 `))
-	for ext, want := range map[string]string{"no": "Dno\n", "crash": moduleCrashed, "later": "Zlater\n", "": "K"} {
+	for ext, want := range map[string]string{"no": "Dno\n", "crash": spawn.LocalCrashed, "later": "Zlater\n", "": "K"} {
 		got := s.await(t, s.start(t, &jobs.Job{Sender: "s", Dash: "-", Ext: ext, Recipients: []string{"alice-" + ext + "@test.example"}}, "x\n"))
 		if got != want {
 			t.Errorf("%s: %q, want %q", ext, got, want)
@@ -97,12 +64,12 @@ esac
 func TestAMissingLocalDefers(t *testing.T) {
 	w := newWorld(t)
 	s := w.spawn(t, "QMAILLOCAL=/no/such/local")
-	if got := s.await(t, s.start(t, &jobs.Job{Sender: "s", Recipients: []string{"alice@test.example"}}, "x\n")); got != moduleUnable {
+	if got := s.await(t, s.start(t, &jobs.Job{Sender: "s", Recipients: []string{"alice@test.example"}}, "x\n")); got != spawn.LocalUnable {
 		t.Error(got)
 	}
 	w.write(t, "plain", "#!/bin/sh\n", 0o644)
 	s = w.spawn(t, "QMAILLOCAL="+w.user+"/plain")
-	if got := s.await(t, s.start(t, &jobs.Job{Sender: "s", Recipients: []string{"alice@test.example"}}, "x\n")); got != moduleUnable {
+	if got := s.await(t, s.start(t, &jobs.Job{Sender: "s", Recipients: []string{"alice@test.example"}}, "x\n")); got != spawn.LocalUnable {
 		t.Error(got)
 	}
 }

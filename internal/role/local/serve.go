@@ -1,7 +1,6 @@
 package local
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"qmail/internal/format/address"
+	"qmail/internal/format/spawn"
 	"qmail/internal/proto/jobs"
 	"qmail/internal/system/env"
 	"qmail/internal/system/ipc"
@@ -131,14 +131,8 @@ func letter(code int) string {
 	return "Z"
 }
 
-const (
-	maxReport = 3000
-	cutReport = 2997 // what is left of a longer one, with the line that says so
-	tooLong   = "\nError report too long, sorry.\n"
-	// maxOutput is how much a program may say, in bytes, before it loses its audience and, if it goes
-	// on, its life.
-	maxOutput = 10 << 20
-)
+// maxOutput is how much a program may say, in bytes, before it loses its audience and, if it goes on, its life.
+const maxOutput = 10 << 20
 
 // capped keeps the beginning of what programs and we print.
 type capped struct {
@@ -152,15 +146,8 @@ func (c *capped) Write(p []byte) (int, error) {
 	if c.seen += len(p); c.seen > maxOutput {
 		return 0, errFlood
 	}
-	c.text = append(c.text, p[:min(len(p), maxReport+1-len(c.text))]...)
+	c.text = append(c.text, p[:min(len(p), spawn.MaxLocal+1-len(c.text))]...)
 	return len(p), nil
 }
 
-func (c *capped) report(code int) string {
-	text := c.text
-	if len(text) > maxReport {
-		text = append(text[:cutReport-len(tooLong):cutReport-len(tooLong)], tooLong...)
-	}
-	text, _, _ = bytes.Cut(text, []byte{0})
-	return letter(code) + string(text)
-}
+func (c *capped) report(code int) string { return letter(code) + spawn.LocalText(c.text) }

@@ -254,7 +254,7 @@ func TestWorkerReports(t *testing.T) {
 		{"the same line in the body is no loop", "-", "quiet", "A: b\n\nDelivered-To: alice-quiet@test.example\n", "Kdid 0+0+0\n"},
 		{"a program and what it says", "-", "prog", "A: b\n\nthe body\n", "Kheard alice-prog\ndid 0+0+1\n"},
 		{"a program that says no", "-", "no", "x\n", "Dno\n"},
-		{"a program that says too much", "-", "long", "x\n", "D" + strings.Repeat("x\n", 1500)[:cutReport-len(tooLong)] + tooLong},
+		{"a program that says too much", "-", "long", "x\n", "D" + strings.Repeat("x\n", 1500)[:2997-len(tooLong)] + tooLong},
 		{"a NUL ends a report", "-", "nul", "x\n", "Za"},
 		{"all kinds together", "-", "all", "x\n", "Kdid 2+1+1\nqp PID\n"},
 		{"a maildir that is not there", "-", "none", "x\n", "ZUnable to chdir to maildir. (#4.2.1)\n"},

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"qmail/internal/format/spawn"
 	"qmail/internal/proto/admin"
 	"qmail/internal/proto/jobs"
 	"qmail/internal/proto/sender"
@@ -48,7 +49,7 @@ func (s *spawner) explain(ctx context.Context, j *jobs.Job) []admin.Step {
 		return []admin.Step{{Topic: "replacement", Value: program, Text: "this program delivers in the place of qmail-remote", File: file, Line: line}, admin.Verdict("K\n")}
 	}
 	if len(withHost(j.Recipients)) == 0 {
-		return []admin.Step{admin.Verdict(noHostName)}
+		return []admin.Step{admin.Verdict(spawn.NoHost)}
 	}
 	e := s.sender.Explain(ctx, j.Host)
 	var steps []admin.Step

@@ -1,12 +1,12 @@
 package rspawn
 
 import (
-	"bytes"
 	"context"
 	"os"
 	"strings"
 	"time"
 
+	"qmail/internal/format/spawn"
 	"qmail/internal/proto/jobs"
 	"qmail/internal/system/child"
 )
@@ -18,14 +18,8 @@ const (
 	moduleOutput = 64 << 10
 )
 
-// Reports of qmail-rspawn about a program in the place of qmail-remote.
-const (
-	crashed   = "Zqmail-remote crashed.\n"
-	unableNow = "ZUnable to run qmail-remote.\n"
-	unable    = "DUnable to run qmail-remote.\n"
-	silent    = "Zqmail-remote produced no output.\n"
-	tooSlow   = "Zqmail-remote takes too long. (#4.3.0)\n"
-)
+// tooSlow is the report about a program in the place of qmail-remote that does not end.
+const tooSlow = "Zqmail-remote takes too long. (#4.3.0)\n"
 
 // runModule carries out a job with a program in the place of qmail-remote, which is run once for each recipient, as
 // qmail-rspawn always did: program HOST SENDER RECIPIENT, the message on descriptor 0.
@@ -37,7 +31,7 @@ func (s *spawner) runModule(ctx context.Context, program string, j *jobs.Job, bo
 	}
 	defer message.Close()
 	for i, recipient := range j.Recipients {
-		text := noHostName
+		text := spawn.NoHost
 		if strings.IndexByte(recipient, '@') >= 0 {
 			text = s.runOnce(ctx, []string{program, j.Host, j.Sender, recipient}, message)
 		}
@@ -59,54 +53,12 @@ func (s *spawner) runOnce(ctx context.Context, argv []string, message *os.File) 
 	out, code, err := c.Run(limited)
 	switch {
 	case err == child.ErrCrashed:
-		return crashed
+		return spawn.RemoteCrashed
 	case err != nil && limited.Err() != nil:
 		return tooSlow
 	case err != nil: // it may be on its way to be replaced
 		s.log.Warn("unable to run a program in the place of qmail-remote", "err", err)
-		return unableNow
+		return spawn.RemoteUnable
 	}
-	return outcome(code, out)
-}
-
-// outcome is what qmail-rspawn makes of a qmail-remote's end and its output. A record that lacks its NUL ends where
-// the output does.
-func outcome(code int, out []byte) string {
-	switch {
-	case code == 111:
-		return unableNow
-	case code != 0:
-		return unable
-	case len(out) == 0:
-		return silent
-	}
-	records := bytes.Split(bytes.TrimSuffix(out, []byte{0}), []byte{0})
-	const never, later, done = -1, 0, 1
-	rank := map[byte]int{'K': done, 'Z': later, 'D': never}
-	result := never
-	for _, r := range records {
-		if len(r) > 0 {
-			if n, ok := rank[r[0]]; ok {
-				result = n
-				break
-			}
-		}
-	}
-	final := result
-	switch out[0] {
-	case 's':
-		final = later
-	case 'h':
-		final = never
-	}
-	text := []byte{"DZK"[final+1]}
-	if len(records[0]) > 0 {
-		text = append(text, records[0][1:]...)
-	}
-	if result <= final && len(records) > 1 && len(records[1]) > 0 {
-		if _, ok := rank[records[1][0]]; ok {
-			text = append(text, records[1][1:]...)
-		}
-	}
-	return string(text)
+	return spawn.RemoteReport(code, out)
 }

@@ -6,56 +6,10 @@ import (
 	"strings"
 	"testing"
 
+	"qmail/internal/format/spawn"
 	"qmail/internal/proto/jobs"
 	"qmail/internal/system/env"
 )
-
-func TestOutcome(t *testing.T) {
-	tests := []struct {
-		name string
-		code int
-		out  string
-		want string
-	}{
-		{"accepted", 0, "r\x00K1.1.1.1 accepted.\n\x00", "K1.1.1.1 accepted.\n"},
-		{"a permanent refusal of the recipient", 0, "hone\n\x00Kaccepted\x00", "Done\n"},
-		{"a temporary one, then giving up", 0, "sone\n\x00Dgiving up\n\x00", "Zone\ngiving up\n"},
-		{"a permanent one, and a death", 0, "hone\n\x00Zdied\n\x00", "Done\n"},
-		{"no report on the message", 0, "r\x00", "D"},
-		{"a report on the message alone", 0, "Zno host\n\x00", "Zno host\n"},
-		{"a permanent one, then giving up", 0, "hone\n\x00Dgiving up\n\x00", "Done\ngiving up\n"},
-		{"words that are no report", 0, "r\x00some warning\x00Kyes\n\x00", "K"},
-		{"an error message comes first", 0, "such a thing\n\x00Kyes\x00", "Zuch a thing\n"},
-		{"a last record without its end", 0, "r\x00Kaccepted\n", "Kaccepted\n"},
-		{"the only record without its end", 0, "Zlater\n", "Zlater\n"},
-		{"an empty first record", 0, "\x00Kyes\x00", "Kyes"},
-		{"nothing but NULs", 0, "\x00\x00", "D"},
-		{"nothing", 0, "", silent},
-		{"trouble that passes", 111, "r\x00Kyes\x00", unableNow},
-		{"any other exit code", 1, "r\x00Kyes\x00", unable},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			if got := outcome(tt.code, []byte(tt.out)); got != tt.want {
-				t.Errorf("%q, want %q", got, tt.want)
-			}
-		})
-	}
-}
-
-func FuzzOutcome(f *testing.F) { // law: a report is a letter and a text without NUL, and success needs a K
-	f.Add("r\x00K1.1.1.1 accepted.\n\x00")
-	f.Add("s\x00h\x00")
-	f.Fuzz(func(t *testing.T, out string) {
-		got := outcome(0, []byte(out))
-		if got == "" || !strings.Contains("KZD", got[:1]) || strings.ContainsRune(got, 0) || len(got) > len(out)+len(silent) {
-			t.Errorf("%q from %q", got, out)
-		}
-		if got[0] == 'K' && !strings.HasPrefix(out, "K") && !strings.Contains(out, "\x00K") {
-			t.Errorf("%q from %q", got, out)
-		}
-	})
-}
 
 // script writes an executable file for a program in the place of qmail-remote.
 func script(t *testing.T, text string) string {
@@ -94,7 +48,7 @@ esac
 	got := r.deliver(1, "Subject: x\n\nbody\n", "u@far.example", "no@far.example", "crash@far.example", "exit@far.example", "mute@far.example", "hostless", "v@far.example", "seek@far.example")
 	want := map[int]string{
 		0: "K3 far.example s@here.example u@far.example: Subject: x//body/\n",
-		1: "Dno no@far.example here\ngiving up\n", 2: crashed, 3: unable, 4: silent, 5: noHostName,
+		1: "Dno no@far.example here\ngiving up\n", 2: spawn.RemoteCrashed, 3: "DUnable to run qmail-remote.\n", 4: "Zqmail-remote produced no output.\n", 5: spawn.NoHost,
 		6: "K3 far.example s@here.example v@far.example: Subject: x//body/\n", 7: "Kdy\n",
 	}
 	for i, text := range want {
@@ -124,7 +78,7 @@ esac
 // TestAMissingProgramDefers: during an upgrade mail waits. (qmail-rspawn bounced all of it.)
 func TestAMissingProgramDefers(t *testing.T) {
 	r := start(t, map[string]string{"me": "here.example\n", "qmailremote": "/no/such/program\n"})
-	if got := r.deliver(1, "x\n", "u@far.example")[0]; got != unableNow {
+	if got := r.deliver(1, "x\n", "u@far.example")[0]; got != spawn.RemoteUnable {
 		t.Error(got)
 	}
 	r.control("qmailremote", script(t, "printf 'r\\0Kback\\n\\0'")+"\n")

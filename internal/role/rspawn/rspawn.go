@@ -21,6 +21,7 @@ import (
 
 	"qmail/internal/format/address"
 	"qmail/internal/format/dsn"
+	"qmail/internal/format/spawn"
 	"qmail/internal/proto/jobs"
 	"qmail/internal/proto/sender"
 	"qmail/internal/proto/smtp/client"
@@ -170,7 +171,6 @@ const headSize = 64 << 10
 
 // Reports of qmail-rspawn that qmail-remote has no part in.
 const (
-	noHostName = "DSorry, address must include host name. (#5.1.3)\n"
 	unreadable = "ZUnable to read message. (#4.3.0)\n"
 	notHere    = "Zqmail-rspawn only delivers. (#4.3.0)\n"
 )
@@ -199,13 +199,13 @@ func (s *spawner) deliver(ctx context.Context, j *jobs.Job, body *jobs.Body, rep
 	}
 	m.Recipients = withHost(j.Recipients)
 	if len(m.Recipients) == 0 {
-		return all(results, noHostName)
+		return all(results, spawn.NoHost)
 	}
 	outcome := s.sender.Send(ctx, j.Host, &m)
 	sent := 0
 	for i, r := range j.Recipients {
 		if strings.IndexByte(r, '@') < 0 {
-			results[i].Text = noHostName
+			results[i].Text = spawn.NoHost
 			continue
 		}
 		results[i].Text, results[i].PassedOn = outcome.Of(sent), outcome.Reports

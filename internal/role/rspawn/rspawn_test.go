@@ -14,6 +14,7 @@ import (
 
 	wire "github.com/miekg/dns"
 
+	"qmail/internal/format/spawn"
 	"qmail/internal/proto/jobs"
 	"qmail/internal/system/env"
 	"qmail/internal/system/ipc"
@@ -237,8 +238,8 @@ func TestJobs(t *testing.T) {
 		{"one recipient", jobs.Job{Recipients: []string{"u@far.example"}}, []string{ok}},
 		{"each has a report of its own", jobs.Job{Recipients: []string{"u@far.example", "no@far.example", "v@far.example"}}, []string{ok, no, ok}},
 		{"all refused", jobs.Job{Recipients: []string{"no@far.example"}}, []string{no}},
-		{"no host name", jobs.Job{Recipients: []string{"u", "u@far.example"}}, []string{noHostName, ok}},
-		{"no host name at all", jobs.Job{Recipients: []string{"u", "v"}}, []string{noHostName, noHostName}},
+		{"no host name", jobs.Job{Recipients: []string{"u", "u@far.example"}}, []string{spawn.NoHost, ok}},
+		{"no host name at all", jobs.Job{Recipients: []string{"u", "v"}}, []string{spawn.NoHost, spawn.NoHost}},
 		{"bytes that SMTP cannot carry", jobs.Job{Recipients: []string{"u@far.example>\r\nRSET", "u@far.example"}},
 			[]string{"DSorry, that recipient address has bytes that SMTP cannot carry. (#5.1.3)\nGiving up on 127.0.0.1.\n", ok}},
 		{"a sender with such bytes", jobs.Job{Sender: "a\r\n@x", Recipients: []string{"u@far.example"}}, []string{"DSorry, the sender address has bytes that SMTP cannot carry. (#5.1.7)\n"}},

@@ -19,16 +19,18 @@ const (
 // Capture is a program that is run for what it prints: on descriptors 1 and 2, which are one.
 type Capture struct {
 	Argv, Vars []string
-	Dir        string   // where it runs, and where a relative path of it begins
-	Stdin      *os.File // passed on as it is
-	Keep       int      // bytes of output that are kept; more is read and dropped
+	Path       string              // what is executed, where that is not what Argv[0] names
+	Dir        string              // where it runs, and where a relative path of it begins
+	Stdin      *os.File            // passed on as it is
+	Keep       int                 // bytes of output that are kept; more is read and dropped
+	As         *syscall.Credential // whom it runs as; nil for us
 }
 
 // Run runs the program in a process group of its own, which is killed when ctx ends. The error is a *RunError,
 // ErrCrashed for a program that a signal ended, or ctx's.
 func (c *Capture) Run(ctx context.Context) (out []byte, code int, err error) {
 	failed := error(syscall.ENOENT)
-	for _, path := range candidates(c.Argv[0], c.Vars) {
+	for _, path := range c.paths() {
 		kept := &beginning{limit: c.Keep}
 		cmd := c.command(ctx, path, c.Argv, kept)
 		err := cmd.Start()
@@ -50,6 +52,13 @@ func (c *Capture) Run(ctx context.Context) (out []byte, code int, err error) {
 	return nil, 0, &RunError{c.Argv[0], failed}
 }
 
+func (c *Capture) paths() []string {
+	if c.Path != "" {
+		return []string{c.Path}
+	}
+	return candidates(c.Argv[0], c.Vars)
+}
+
 func ended(ctx context.Context, state *os.ProcessState) error {
 	switch {
 	case state.Exited():
@@ -65,7 +74,7 @@ func (c *Capture) command(ctx context.Context, path string, argv []string, out *
 	cmd.Args, cmd.Env, cmd.Dir = argv, c.Vars, c.Dir
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = c.Stdin, out, out
 	cmd.WaitDelay = linger
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Credential: c.As}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	return cmd
 }
