@@ -4,6 +4,8 @@ go 1.26.0
 
 require (
 	github.com/miekg/dns v1.1.73
+	github.com/xdg-go/scram v1.4.0
+	github.com/xdg-go/stringprep v1.0.4
 	golang.org/x/net v0.62.0
 	golang.org/x/sys v0.49.0
 )
