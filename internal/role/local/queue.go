@@ -34,6 +34,7 @@ func because(e *reply.Error, err error) *reply.Error {
 // door puts messages into the queue of a home, over one connection for as long as that lasts.
 type door struct {
 	home string
+	dial func() (*enqueue.Client, error) // instead of the socket of home, if not nil
 
 	mu     sync.Mutex
 	client *enqueue.Client
@@ -87,8 +88,12 @@ func (d *door) open() (*enqueue.Client, error) {
 			return d.client, nil
 		}
 	}
+	dial := d.dial
+	if dial == nil {
+		dial = func() (*enqueue.Client, error) { return enqueue.Dial(d.home) }
+	}
 	var err error
-	if d.client, err = enqueue.Dial(d.home); err != nil {
+	if d.client, err = dial(); err != nil {
 		d.client = nil
 	}
 	return d.client, err

@@ -14,7 +14,6 @@ import (
 	"qmail/internal/format/dsn"
 	"qmail/internal/format/envelope"
 	"qmail/internal/proto/jobs"
-	"qmail/internal/proto/lookup"
 	"qmail/internal/role/send/route"
 	"qmail/internal/role/send/schedule"
 	"qmail/internal/role/send/sendlog"
@@ -56,7 +55,7 @@ type core struct {
 	batch queue.Batch // closes, notes, fails and holds of this turn
 
 	remote    *worker
-	spawner   *lookup.Client
+	spawner   Spawner
 	locals    map[string]*worker
 	accounts  map[string]account
 	verified  map[string]verdict

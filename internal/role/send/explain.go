@@ -13,7 +13,6 @@ import (
 	"qmail/internal/format/reply"
 	"qmail/internal/proto/admin"
 	"qmail/internal/proto/jobs"
-	"qmail/internal/proto/lookup"
 	"qmail/internal/role/send/route"
 	"qmail/internal/role/send/schedule"
 	"qmail/internal/store/control"
@@ -39,7 +38,7 @@ func (d *desk) Explain(ctx context.Context, peer admin.Peer, addr string) ([]adm
 		return nil, errBusy
 	}
 	var config *Config
-	var spawner *lookup.Client
+	var spawner Spawner
 	if err := d.ask(ctx, func(c *core) { config, spawner = c.config, c.spawner }); err != nil {
 		return nil, err
 	}
@@ -156,7 +155,7 @@ func (d *desk) routing(r route.Reason) admin.Step {
 }
 
 // explainLocal asks qmail-lspawn whose mail it is, and that user's qmail-local what it would do.
-func (d *desk) explainLocal(ctx context.Context, peer admin.Peer, spawner *lookup.Client, addr string) []admin.Step {
+func (d *desk) explainLocal(ctx context.Context, peer admin.Peer, spawner Spawner, addr string) []admin.Step {
 	if spawner == nil {
 		return []admin.Step{admin.Verdict(reportOf(errNoSpawner))}
 	}

@@ -153,12 +153,20 @@ func (c *core) closeOneIdle() bool {
 	return false
 }
 
+// Spawner is qmail-lspawn at the other end of its link, as a lookup.Client talks to it.
+type Spawner interface {
+	Find(ctx context.Context, local string) (users.Account, error)
+	Explain(ctx context.Context, local string) (users.Account, users.Source, error)
+	Pipe(ctx context.Context, local string) (users.Account, *ipc.Conn, error)
+	Close() error
+}
+
 // setSpawner takes a new link to qmail-lspawn. Users' processes of before live on.
-func (c *core) setSpawner(conn *ipc.Conn) {
+func (c *core) setSpawner(s Spawner) {
 	if c.spawner != nil {
 		go c.spawner.Close()
 	}
-	c.spawner = lookup.NewClient(conn)
+	c.spawner = s
 	c.limit()
 }
 

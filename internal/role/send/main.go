@@ -28,12 +28,14 @@ import (
 	"syscall"
 	"time"
 
+	"qmail/internal/proto/lookup"
 	"qmail/internal/role/send/schedule"
 	"qmail/internal/role/send/sendlog"
 	"qmail/internal/store/queue"
 	"qmail/internal/store/queue/journal"
 	"qmail/internal/system/disk"
 	"qmail/internal/system/env"
+	"qmail/internal/system/ipc"
 )
 
 // stopPatience is how long deliveries in progress may take to end when we are told to stop.
@@ -128,6 +130,8 @@ type Server struct {
 	Out    interface{ Write([]byte) (int, error) } // the classic log
 	Orders <-chan env.Order
 	Ready  func() error
+	// Spawner is how a link to qmail-lspawn is spoken over; lookup.NewClient if nil.
+	Spawner func(*ipc.Conn) Spawner
 
 	core *core
 	door *door
@@ -203,12 +207,20 @@ func (s *Server) obey(ctx, serving context.Context) {
 func (s *Server) link(ctx context.Context, o env.Order) {
 	switch o.Name {
 	case "lspawn":
-		s.core.post(func() { s.core.setSpawner(o.Link) })
+		spawner := s.spawner(o.Link)
+		s.core.post(func() { s.core.setSpawner(spawner) })
 	case "rspawn":
 		s.core.post(func() { s.core.setRemote(ctx, o.Link) })
 	default: // a server for the network: smtpd and its like
 		go s.door.serve(o.Link, s.door.network())
 	}
+}
+
+func (s *Server) spawner(link *ipc.Conn) Spawner {
+	if s.Spawner != nil {
+		return s.Spawner(link)
+	}
+	return lookup.NewClient(link)
 }
 
 func (s *Server) reload() {
