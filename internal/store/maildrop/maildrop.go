@@ -123,31 +123,54 @@ func (d *Drop) each(part string, do func(dir int, name string) bool) error {
 
 // List returns the messages that were delivered before now's second, oldest first. A directory that cannot be
 // read is an error, never an empty one.
-func (d *Drop) List(now time.Time) ([]Message, error) {
+func (d *Drop) List(now time.Time) ([]Message, error) { return d.list(now, unix.Fstatat) }
+
+// stat is unix.Fstatat, or what a test has instead.
+type stat func(dir int, name string, st *unix.Stat_t, flags int) error
+
+// list reads the directories again while there are names that went between being read and being looked at: whoever
+// renamed such a message has not removed it. Who never stops renaming gets what was seen by then.
+func (d *Drop) list(now time.Time, stat stat) ([]Message, error) {
 	var list []Message
-	var failed error
+	for try := 0; ; try++ {
+		more, vanished, err := d.seen(now, stat)
+		if err != nil {
+			return nil, err
+		}
+		list = once(append(list, more...))
+		if !vanished || try == patience {
+			break
+		}
+	}
+	list = list[:min(len(list), maxMessages)]
+	slices.SortFunc(list, func(a, b Message) int {
+		return cmp.Or(a.Time.Compare(b.Time), cmp.Compare(a.Name, b.Name))
+	})
+	return list, nil
+}
+
+// seen reads the directories once, and tells whether a name had gone when it was looked at.
+func (d *Drop) seen(now time.Time, stat stat) (list []Message, vanished bool, failed error) {
 	for _, part := range []string{"new", "cur"} {
 		err := d.each(part, func(dir int, name string) bool {
 			var st unix.Stat_t
-			err := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW)
-			if err != nil && !errors.Is(err, unix.ENOENT) {
+			err := stat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW)
+			switch {
+			case errors.Is(err, unix.ENOENT):
+				vanished = true
+			case err != nil:
 				failed = &fs.PathError{Op: "stat", Path: part + "/" + name, Err: err}
 				return false
-			}
-			if err == nil && st.Mode&unix.S_IFMT == unix.S_IFREG && st.Mtim.Sec < now.Unix() {
+			case st.Mode&unix.S_IFMT == unix.S_IFREG && st.Mtim.Sec < now.Unix():
 				list = append(list, Message{part, name, st.Size, time.Unix(st.Mtim.Unix()), st.Ino})
 			}
 			return len(list) < maxMessages
 		})
 		if err = errors.Join(err, failed); err != nil {
-			return nil, err
+			return nil, false, err
 		}
 	}
-	list = once(list)
-	slices.SortFunc(list, func(a, b Message) int {
-		return cmp.Or(a.Time.Compare(b.Time), cmp.Compare(a.Name, b.Name))
-	})
-	return list, nil
+	return list, vanished, nil
 }
 
 // once leaves out what was seen in new, and again in cur, since it was moved between the two looks.
