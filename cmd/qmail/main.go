@@ -24,6 +24,7 @@ import (
 	"qmail/internal/role/getpw"
 	"qmail/internal/role/home"
 	"qmail/internal/role/inject"
+	"qmail/internal/role/keyd"
 	"qmail/internal/role/local"
 	"qmail/internal/role/lspawn"
 	"qmail/internal/role/maildir2mbox"
@@ -92,6 +93,7 @@ var programs = []program{
 	{"qmail-qmqpd", qmqpd.Main, true, "receive mail by QMQP from trusted machines"},
 	{"qmail-send", send.Main, false, "keep the queue and decide who is tried when"},
 	{"qmail-lspawn", lspawn.Main, true, "start deliveries to users"},
+	{"qmail-keyd", keyd.Main, false, "hold private keys and sign with them"},
 	{"qmail-local", local.Main, false, "deliver to a user"},
 	{"qmail-popup", popup.Main, false, "ask who reads mail by POP3"},
 	{"qmail-pop3d", pop3d.Main, false, "give out mail by POP3"},

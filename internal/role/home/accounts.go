@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"qmail/internal/format/address"
 	"qmail/internal/system/env"
@@ -19,8 +20,8 @@ type account struct{ uid, gid int }
 
 // owners are those who own parts of a home.
 type owners struct {
-	root             bool // there are different ones
-	us, alias, queue account
+	root                   bool // there are different ones
+	us, alias, queue, keys account
 }
 
 // machine is what of the system a home needs. Tests have their own.
@@ -32,6 +33,7 @@ type machine struct {
 	run        func(program string, args ...string) error
 	chown      func(path string, owner account) error
 	complaints func(text string)
+	now        func() time.Time
 }
 
 func newMachine(e *env.Env) machine {
@@ -41,7 +43,7 @@ func newMachine(e *env.Env) machine {
 		chown:      func(path string, a account) error { return os.Chown(path, a.uid, a.gid) },
 		complaints: func(text string) { fmt.Fprintln(e.Stderr, "qmail-init: warning: "+text) },
 	}
-	m.run = run
+	m.run, m.now = run, e.Now
 	return m
 }
 
@@ -60,13 +62,15 @@ func run(program string, args ...string) error {
 	return nil
 }
 
-// groups and members are qmail's, as INSTALL.ids has them, and qmailk, who holds the keys.
+// groups and members are qmail's, as INSTALL.ids has them, and two that it had no use
+// for: qmailk, who holds the keys, and qmailn, who asks for names.
 var groups = [...]string{"qmail", "nofiles"}
 
 var members = [...]struct{ name, group, home string }{
 	{"alias", "nofiles", "alias"},
 	{"qmaild", "nofiles", ""},
 	{"qmaill", "nofiles", ""},
+	{"qmailn", "nofiles", ""},
 	{"qmailp", "nofiles", ""},
 	{"qmailk", "nofiles", ""},
 	{"qmailq", "qmail", ""},
@@ -77,7 +81,7 @@ var members = [...]struct{ name, group, home string }{
 // owners finds, and as root makes, those who own parts of a home.
 func (m machine) owners(home string) (owners, error) {
 	if !m.root {
-		return owners{us: m.us, alias: m.us, queue: m.us}, nil
+		return owners{us: m.us, alias: m.us, queue: m.us, keys: m.us}, nil
 	}
 	for _, name := range groups {
 		var unknown user.UnknownGroupError
@@ -98,7 +102,7 @@ func (m machine) owners(home string) (owners, error) {
 		}
 		all[u.name] = a
 	}
-	return owners{root: true, us: m.us, alias: all["alias"], queue: all["qmails"]}, nil
+	return owners{root: true, us: m.us, alias: all["alias"], queue: all["qmails"], keys: all["qmailk"]}, nil
 }
 
 // member finds or makes one user.

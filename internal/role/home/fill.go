@@ -7,9 +7,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"qmail/internal/format/address"
 	"qmail/internal/format/cdb"
+	"qmail/internal/store/keys"
 )
 
 // dir is a directory of the home.
@@ -36,6 +38,9 @@ func (p *plan) fill() error {
 			return err
 		}
 	}
+	if err := p.makeKey(); err != nil {
+		return err
+	}
 	if len(p.users) > 0 {
 		if err := p.assign(); err != nil {
 			return err
@@ -55,6 +60,8 @@ func (p *plan) dirs() []dir {
 		{"queue/journal", o.queue, 0o700},
 		// Anybody may leave a message, nobody but the owner may see or touch those of others.
 		{"queue/drop", o.queue, 0o733 | os.ModeSticky},
+		// Private keys are for qmail-keyd alone.
+		{"keys", o.keys, 0o700},
 	}
 	if o.root {
 		return append(list, maildir("alias", o.alias)...)
@@ -110,6 +117,23 @@ func (p *plan) files() []file {
 		{"alias/.qmail-mailer-daemon", to + "\n"},
 		{"alias/.qmail-root", to + "\n"},
 	}
+}
+
+// keyLife is that of the certificate which we sign ourselves: nobody believes in it anyway, so that it need not end
+// before somebody gets a better one.
+const keyLife = 10 * 365 * 24 * time.Hour
+
+// makeKey makes a key and a certificate, so that there is TLS at once.
+func (p *plan) makeKey() error {
+	text, err := keys.SelfSigned(p.domain, p.machine.now(), keyLife)
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(p.home, "keys", p.domain+".pem")
+	if err := os.WriteFile(path, text, 0o600); err != nil {
+		return err
+	}
+	return p.machine.chown(path, p.owners.keys)
 }
 
 func (p *plan) maildirHome(name string) string { return filepath.Join(p.home, "mail", name) }

@@ -175,7 +175,7 @@ func only(s, more string) bool {
 var belongings = [...]string{"bin", "man", "doc"}
 
 // parts are the directories of a home that we make.
-var parts = [...]string{"control", "users", "alias", "queue", "mail"}
+var parts = [...]string{"control", "users", "alias", "queue", "mail", "keys"}
 
 // make makes the home, or nothing.
 func (p *plan) make() error {

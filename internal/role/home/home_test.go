@@ -32,7 +32,7 @@ func newWorld(home string) *world {
 }
 
 func (w *world) machine(root bool) machine {
-	return machine{
+	return machine{now: time.Now, 
 		root: root, us: account{1000, 1000},
 		findUser: func(name string) (*user.User, error) {
 			if u := w.users[name]; u != nil {
@@ -176,7 +176,7 @@ func TestRootMakesUsersAndGivesEachHisPart(t *testing.T) {
 	if err := p.make(); err != nil {
 		t.Fatal(err)
 	}
-	if len(w.groups) != 2 || len(w.users) != 8 || len(w.commands) != 10 || len(w.warnings) != 0 {
+	if len(w.groups) != 2 || len(w.users) != 9 || len(w.commands) != 11 || len(w.warnings) != 0 {
 		t.Errorf("%d groups, %d users, warnings %v, commands:\n%s", len(w.groups), len(w.users), w.warnings, strings.Join(w.commands, "\n"))
 	}
 	want := "useradd --system --no-create-home --gid nofiles --home-dir " + home + "/alias --shell /usr/sbin/nologin alias"

@@ -11,6 +11,7 @@ import (
 	"qmail/internal/proto/inlet"
 	"qmail/internal/proto/smtp/server"
 	"qmail/internal/system/env"
+	"qmail/internal/system/secure"
 	"qmail/internal/system/serve"
 )
 
@@ -45,11 +46,15 @@ func single(ctx context.Context, e *env.Env, conn server.Stream, queue server.Qu
 	if err != nil {
 		return fatal("unable to read controls", err)
 	}
+	tls := secure.Server{Settings: func() secure.Settings { return config.TLS }}
+	tls.Use(ownKeys(e.Home))
+	config.Session.StartTLS = tls.Ready
 	refusals := serve.NewRefusals(log)
 	defer refusals.Start()()
 	v := server.Server{
 		Settings: func() *server.Config { return &config.Session }, Queue: queue, Now: e.Now,
-		Refused: func(p *server.Peer, command, reply string) { refusals.Note(p.IP, command, reply) },
+		StartTLS: startTLS(&tls),
+		Refused:  func(p *server.Peer, command, reply string) { refusals.Note(p.IP, command, reply) },
 	}
 	if err := v.Serve(ctx, conn, config.peer(inlet.Peer(e, remote, local))); err != nil {
 		return 1

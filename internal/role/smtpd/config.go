@@ -13,11 +13,13 @@ import (
 	"qmail/internal/proto/smtp/server"
 	"qmail/internal/store/control"
 	"qmail/internal/system/env"
+	"qmail/internal/system/secure"
 )
 
 // Config is what the control files and the environment say. It is replaced whole, never changed.
 type Config struct {
 	inlet.Bounds
+	TLS     secure.Settings
 	Session server.Config
 	Me      string // our name in Received
 
@@ -93,13 +95,15 @@ func (c *Config) readNumbers(dir control.Dir, e *env.Env) error {
 	recipients, err3 := inlet.Number(dir, "maxrecipients", maxRecipients, 1, recipientsTop)
 	s.MaxRecipients, s.MaxErrors, s.MaxIdle = int(recipients), maxErrors, maxIdle
 	s.Policy = c
+	var err5 error
+	c.TLS, err5 = inlet.LoadTLS(dir)
 	seconds, err4 := inlet.Number(dir, "timeoutsmtpd", int64(timeout/time.Second), 1, int64(time.Hour/time.Second))
 	patience := time.Duration(seconds) * time.Second
 	s.Limits = server.Limits{
 		Command: min(patience, commandTime), Block: min(patience, blockTime),
 		Transaction: transaction, Grace: min(patience, grace), Rate: leastRate,
 	}
-	return errors.Join(err1, err2, err3, err4)
+	return errors.Join(err1, err2, err3, err4, err5)
 }
 
 // peer makes a session's Peer; whether it may relay is settled here, once.

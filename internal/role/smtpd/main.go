@@ -24,8 +24,10 @@ import (
 
 	"qmail/internal/format/received"
 	"qmail/internal/proto/inlet"
+	"qmail/internal/proto/keyd"
 	"qmail/internal/proto/smtp/server"
 	"qmail/internal/system/env"
+	"qmail/internal/system/secure"
 	"qmail/internal/system/serve"
 )
 
@@ -61,21 +63,26 @@ type role struct {
 	own    []netip.Addr
 	config atomic.Pointer[Config]
 	link   inlet.Link
+	keys   keyd.Agent
+	tls    secure.Server
 	server server.Server
 }
 
 func newRole(e *env.Env, config *Config, own []netip.Addr) *role {
 	r := &role{own: own}
-	r.config.Store(config)
+	r.take(config)
 	r.link.Memory = func() int64 { return r.config.Load().Memory }
 	log := e.Log("qmail-smtpd")
 	r.Daemon = serve.Daemon{
 		Env: e, Log: log, Refusals: serve.NewRefusals(log), TooMany: tooMany,
 		Limits:  func() serve.Limits { return r.config.Load().Limits },
-		Session: r.session, Connect: r.link.Connect, Reload: r.reload,
+		Session: r.session, Connect: r.link.Connect, Partner: r.keys.Partner, Reload: r.reload,
 	}
+	r.keys.Changed = func(list []keyd.Certificate) { r.tls.Use(keyd.Served(list)) }
+	r.tls.Settings = func() secure.Settings { return r.config.Load().TLS }
 	r.server = server.Server{
 		Settings: func() *server.Config { return &r.config.Load().Session },
+		StartTLS: startTLS(&r.tls),
 		Queue:    door{&r.link},
 		Now:      e.Now,
 		Hold:     r.link.Hold,
@@ -91,6 +98,12 @@ func (r *role) reload() {
 		r.Log.Error("unable to read controls; keeping what was before", "err", err)
 		return
 	}
+	r.take(config)
+}
+
+// take makes a configuration the one that counts.
+func (r *role) take(config *Config) {
+	config.Session.StartTLS = r.tls.Ready
 	r.config.Store(config)
 }
 

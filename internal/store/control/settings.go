@@ -76,6 +76,8 @@ func Settings() []Setting {
 		{"timeoutconnect", Number, false, "60", "remote rspawn", "seconds in which another machine must accept a connection"},
 		{"timeoutremote", Number, false, "1200", "remote rspawn", "seconds in which another machine must answer"},
 		{"timeoutsmtpd", Number, false, "1200", "smtpd", "seconds in which an SMTP client must go on"},
+		{"timeouttls", Number, false, "20", "smtpd qmtpd qmqpd popup", "seconds that a TLS handshake may take"},
+		{"tlsclients", Lines, false, "", "smtpd qmtpd", "clients that may send anywhere by their certificates: an e-mail address in one that clientca.pem has signed, or sha256:FINGERPRINT"},
 		{"virtualdomains", Pairs, false, "", "send", "domains whose mail goes to users of this machine: domain:prefix"},
 		{"warnlifetime", Number, false, "0", "send", "the age at which senders are told that their mail is late, in seconds; 0 is never"},
 	}

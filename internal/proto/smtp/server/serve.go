@@ -60,6 +60,8 @@ type Server struct {
 	// StartTLS shakes hands on a connection of which nothing has been read that was not asked for, within a time of
 	// its own choice. It has to be there where a Config says StartTLS.
 	StartTLS func(ctx context.Context, stream Stream) (Stream, *secure.State, error)
+	// Secured, if set, is told that a peer runs in TLS by now, and may give it rights for it.
+	Secured func(p *Peer)
 
 	blocks sync.Pool // of *block
 }

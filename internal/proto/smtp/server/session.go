@@ -43,12 +43,12 @@ type Policy interface {
 
 // Config is what control files say; it is never changed, only replaced.
 type Config struct {
-	Greeting      string // smtpgreeting: of the banner, HELO and QUIT
-	Databytes     int64  // most stored bytes of a message; 0 means any number
-	MaxRecipients int    // of a message
-	MaxErrors     int    // refused commands since the last accepted message
-	MaxIdle       int    // commands that lead to no message, since the last accepted one
-	StartTLS      bool   // is offered outside TLS (RFC 3207)
+	Greeting      string      // smtpgreeting: of the banner, HELO and QUIT
+	Databytes     int64       // most stored bytes of a message; 0 means any number
+	MaxRecipients int         // of a message
+	MaxErrors     int         // refused commands since the last accepted message
+	MaxIdle       int         // commands that lead to no message, since the last accepted one
+	StartTLS      func() bool // whether it is offered outside TLS (RFC 3207); nil: never
 	Policy        Policy
 	Limits        Limits
 }

@@ -11,14 +11,16 @@ const (
 	noStartTLS = "502 5.5.1 no TLS here (#5.5.1)\r\n"
 )
 
-func (s *Session) offersTLS() bool { return s.config.StartTLS && s.peer.TLS == nil }
+func (s *Session) offersTLS() bool {
+	return s.peer.TLS == nil && s.config.StartTLS != nil && s.config.StartTLS()
+}
 
 // startTLS is RFC 3207.
 func (s *Session) startTLS(dst, arg []byte) ([]byte, Next) {
 	switch {
 	case s.peer.TLS != nil:
 		return append(dst, inTLS...), More
-	case !s.config.StartTLS:
+	case !s.offersTLS():
 		return append(dst, noStartTLS...), More
 	case len(arg) > 0:
 		return append(dst, noArgument...), More
@@ -52,5 +54,8 @@ func (c *conversation) secure() error {
 	}
 	c.stream = stream
 	c.session.Secured(state)
+	if c.server.Secured != nil {
+		c.server.Secured(c.peer)
+	}
 	return nil
 }
