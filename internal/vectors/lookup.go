@@ -1,6 +1,7 @@
 package vectors
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -8,20 +9,21 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
-	"syscall"
 	"time"
 
-	"qmail/internal/store/users"
+	"qmail/internal/format/spawn"
 )
 
-// lookup plays recipients through qmail-newu, the lookup in users/cdb and passwd, and qmail-local as the user who
-// was found; reports are what qmail-lspawn would report. The .qmail files of these cases print what they know.
+// lookup gives recipients to qmail-lspawn, each in an order of its own, after qmail-newu. The .qmail files of these cases
+// print what they know.
 func (x *run) lookup() (result, error) {
 	newu := exec.Command(filepath.Join(x.Bin, "qmail-newu"))
 	newu.Env = x.environ()
 	if out, err := newu.CombinedOutput(); err != nil {
 		return result{}, fmt.Errorf("qmail-newu: %w: %s", err, out)
+	}
+	if err := x.message(); err != nil {
+		return result{}, err
 	}
 	var got result
 	for _, recipient := range x.c.Recipients {
@@ -34,49 +36,43 @@ func (x *run) lookup() (result, error) {
 	return got, nil
 }
 
-func (x *run) report(recipient string) ([]byte, error) {
-	i := strings.LastIndexByte(recipient, '@')
-	if i < 0 {
-		return []byte("DSorry, address must include host name. (#5.1.3)\n"), nil
-	}
-	if i == 0 {
-		return []byte("DSorry, no mailbox here by that name. (#5.1.1)\n"), nil
-	}
-	a, err := users.New(filepath.Join(x.home, "users", "cdb"), "/etc/passwd").Find(recipient[:i])
-	if refused, ok := errors.AsType[*users.Error](err); ok {
-		return []byte(refused.Report), nil
-	}
+// message puts one into the place where a classic queue has it.
+func (x *run) message() error {
+	owner, err := accountOf("qmailq")
 	if err != nil {
-		return nil, err
+		return err
 	}
+	path := filepath.Join(x.home, "queue", "mess", "1", "1")
+	return errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte("Subject: lookup\n\nx\n"), 0o644), os.Chown(path, owner, -1))
+}
+
+func (x *run) report(recipient string) ([]byte, error) {
 	fallback := x.c.AliasEmpty
 	if fallback == "" {
 		fallback = "./Mailbox"
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, filepath.Join(x.Bin, "qmail-local"), "--", a.User, a.Home, recipient[:i], a.Dash, a.Ext,
-		recipient[i+1:], "s@s.example", fallback)
-	cmd.Env, cmd.Dir, cmd.WaitDelay = x.environ(), "/", time.Second
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(a.UID), Gid: uint32(a.GID)}}
-	message, err := os.CreateTemp(filepath.Dir(x.tmp), "message")
+	order, err := spawn.AppendOrder(nil, spawn.Order{Message: "1/1", Sender: "s@s.example", Recipient: recipient})
 	if err != nil {
 		return nil, err
 	}
-	defer message.Close()
-	if _, err := message.WriteString("Subject: lookup\n\nx\n"); err != nil {
-		return nil, err
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, filepath.Join(x.Bin, "qmail-lspawn"), fallback)
+	cmd.Env, cmd.Dir, cmd.WaitDelay = x.environ(), "/", time.Second
+	cmd.Stdin = bytes.NewReader(order)
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("qmail-lspawn: %w", err)
 	}
-	var out bytes.Buffer
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = message, &out, &out
-	if err := cmd.Run(); cmd.ProcessState == nil || ctx.Err() != nil {
-		return nil, errors.Join(err, ctx.Err())
+	r := bufio.NewReader(bytes.NewReader(out))
+	if _, err := r.Discard(2); err != nil { // how many slots there are, and the one that was used
+		return nil, fmt.Errorf("qmail-lspawn said %q", out)
 	}
-	letter := map[int]string{0: "K", 111: "Z"}[exitCode(cmd.ProcessState)]
-	if letter == "" {
-		letter = "D"
+	report, err := r.ReadBytes(0)
+	if err != nil || r.Buffered() > 0 {
+		return nil, fmt.Errorf("qmail-lspawn said %q", out)
 	}
-	return append([]byte(letter), out.Bytes()...), nil
+	return report[:len(report)-1], nil
 }
 
 // compareReports wants the words of a success, and of a failure the class and the status code.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -63,6 +64,40 @@ func TestTheWholeDaemon(t *testing.T) {
 	if played < 40 {
 		t.Errorf("%d cases", played)
 	}
+	families(t, bin)
+}
+
+// families plays the recordings of single programs that want qmail's users.
+func families(t *testing.T, bin string) {
+	t.Helper()
+	files, err := filepath.Glob("testdata/*.jsonl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &Runner{Bin: bin, ReadQueue: Dropped}
+	played := 0
+	for _, file := range files {
+		cases, err := Load(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range cases {
+			if slices.Contains(c.Needs, "qmail-users") && c.Family != "queue" {
+				played++
+				t.Run(c.Name, func(t *testing.T) {
+					t.Cleanup(func() {
+						if _, differs := Exception(c.Name); t.Skipped() && !differs && different[c.Name] == "" {
+							t.Error("not played, though there is all it needs")
+						}
+					})
+					play(t, r, &c)
+				})
+			}
+		}
+	}
+	if played < 10 {
+		t.Errorf("%d cases of single programs", played)
+	}
 }
 
 // ownUsers puts a layer over /etc that only this process and its children see, and makes qmail's users in it.
@@ -86,7 +121,7 @@ func ownUsers(t *testing.T, bin string) {
 			}
 		}
 	})
-	init := exec.Command(filepath.Join(bin, "qmail-init"), "-home", filepath.Join(t.TempDir(), "home"), "send.example")
+	init := exec.Command(filepath.Join(bin, "qmail-init"), "-home", filepath.Join(bin, "home"), "send.example") // where others may go
 	init.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
 	if out, err := init.CombinedOutput(); err != nil {
 		t.Fatalf("init: %v\n%s", err, out)

@@ -191,7 +191,7 @@ func answer(conn *ipc.Conn, stream uint32, account users.Account, pipe *os.File,
 	}
 	switch {
 	case err != nil:
-		report := reportOf(err)
+		report := ReportOf(err)
 		_ = conn.Send(report[0], stream, []byte(report[1:]))
 	case pipe != nil:
 		_ = conn.SendFile(kindDone, stream, pipe, appendAccount(nil, account))
@@ -209,8 +209,8 @@ func answerWhy(ctx context.Context, conn *ipc.Conn, stream uint32, local string,
 	_ = conn.Send(kindDone, stream, appendSource(appendAccount(nil, account), source))
 }
 
-// reportOf is the report that an error stands for.
-func reportOf(err error) string {
+// ReportOf is the report that an error stands for.
+func ReportOf(err error) string {
 	report := ""
 	if e, ok := errors.AsType[*users.Error](err); ok {
 		report = e.Report

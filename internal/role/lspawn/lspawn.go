@@ -6,6 +6,10 @@
 // then on lspawn is out of the way. The user's name and home, and the default delivery, are arguments that
 // qmail-send has no say in: whoever takes qmail-send over cannot make a user run something of his choice.
 // Started without root it delivers for its own user only.
+//
+// Started by something else than our qmail-start it is the classic program: orders come on descriptor 0, reports go to
+// descriptor 1 (format/spawn), and each delivery is a qmail-local of its own, or what QMAILLOCAL or control/qmaillocal
+// name, with a file below queue/mess as its descriptor 0.
 package lspawn
 
 import (
@@ -54,13 +58,20 @@ var (
 // is read from control/defaultdelivery for each new worker.
 func Main(ctx context.Context, e *env.Env, args []string) int {
 	log := e.Log("qmail-lspawn")
-	if e.Orders == nil || len(args) > 1 {
-		log.Error("to be started by qmail-start")
-		return 111
-	}
 	s := newSpawner(e, passwdFile, log)
 	if len(args) == 1 {
 		s.delivery = func() (string, error) { return args[0], nil }
+	}
+	if e.Orders == nil {
+		if len(args) != 1 {
+			log.Error("usage: qmail-lspawn defaultdelivery; to be started by qmail-start")
+			return 100
+		}
+		return s.classic(ctx, e)
+	}
+	if len(args) > 1 {
+		log.Error("to be started by qmail-start")
+		return 111
 	}
 	if err := e.Ready(); err != nil {
 		log.Error("supervisor lost", "cause", err)
@@ -181,23 +192,40 @@ func (s *spawner) why(_ context.Context, local string) (users.Account, users.Sou
 	return s.tables.Explain(local)
 }
 
-// spawn starts a qmail-local as the account's user and returns the other end of its pipe.
-func (s *spawner) spawn(a users.Account) (*os.File, error) {
+// settings checks that we may become the account's user, and reads what a delivery depends on.
+func (s *spawner) settings(a users.Account) (delivery, module string, err error) {
 	if s.uid != 0 && a.UID != s.uid {
-		return nil, errOther
+		return "", "", errOther
 	}
 	if err := a.Check(); err != nil { // also says no to root
-		return nil, err
+		return "", "", err
 	}
-	delivery, err := s.delivery()
+	delivery, err = s.delivery()
 	if err != nil {
 		s.log.Warn("unable to read control/defaultdelivery", "cause", err)
-		return nil, errConfig
+		return "", "", errConfig
 	}
-	module, err := s.module()
+	module, err = s.module()
 	if err != nil {
 		s.log.Warn("unable to read control/qmaillocal", "cause", err)
-		return nil, errConfig
+		return "", "", errConfig
+	}
+	return delivery, module, nil
+}
+
+// credential is whom a delivery runs as: the account's user, with no other groups; nil for us.
+func (s *spawner) credential(a users.Account) *syscall.Credential {
+	if s.uid != 0 {
+		return nil
+	}
+	return &syscall.Credential{Uid: uint32(a.UID), Gid: uint32(a.GID)}
+}
+
+// spawn starts a qmail-local as the account's user and returns the other end of its pipe.
+func (s *spawner) spawn(a users.Account) (*os.File, error) {
+	delivery, module, err := s.settings(a)
+	if err != nil {
+		return nil, err
 	}
 	if !s.count(+1) {
 		return nil, errMany
@@ -241,13 +269,9 @@ func (s *spawner) start(a users.Account, delivery, module string) (*os.File, err
 		Dir:   "/",
 		Stdin: theirs, Stderr: said,
 		WaitDelay:   time.Second, // for a program of the user's that keeps stderr
-		SysProcAttr: &syscall.SysProcAttr{Setsid: true},
+		SysProcAttr: &syscall.SysProcAttr{Setsid: true, Credential: s.credential(a)},
 	}
-	if s.uid == 0 {
-		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: uint32(a.UID), Gid: uint32(a.GID)} // no other groups
-	}
-	// Ours close on exec anyway; what whoever started us left open shall not go further either.
-	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil && !errors.Is(err, unix.ENOSYS) {
+	if err := keepFiles(); err != nil {
 		ours.Close()
 		return nil, err
 	}
@@ -263,6 +287,15 @@ func (s *spawner) start(a users.Account, delivery, module string) (*os.File, err
 		}
 	}()
 	return ours, nil
+}
+
+// keepFiles has every descriptor but 0, 1 and 2 closed in those we start. Ours are anyway; what whoever started us left
+// open shall not go further either.
+func keepFiles() error {
+	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil && !errors.Is(err, unix.ENOSYS) {
+		return err
+	}
+	return nil
 }
 
 // head keeps the beginning of what a worker says on standard error. The worker belongs to the user, so this

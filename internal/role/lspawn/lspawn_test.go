@@ -38,6 +38,9 @@ func TestMain(m *testing.M) {
 	if os.Args[0] != "qmail-local" {
 		os.Exit(m.Run())
 	}
+	if os.Args[1] == "--" {
+		os.Exit(classicLocal())
+	}
 	if os.Args[2] == "crash" {
 		fmt.Fprintln(os.Stderr, "I give up\nalert: forged")
 		os.Exit(3)
@@ -371,10 +374,10 @@ func TestGarbageEndsItsOwnLinkOnly(t *testing.T) {
 	}
 }
 
-func TestMainWantsASupervisor(t *testing.T) {
+func TestMainWantsADefaultDelivery(t *testing.T) {
 	var said strings.Builder
 	e := &env.Env{Home: t.TempDir(), Stderr: &said, Now: time.Now}
-	if code := Main(t.Context(), e, nil); code != 111 || !strings.Contains(said.String(), "qmail-start") {
+	if code := Main(t.Context(), e, nil); code != 100 || !strings.Contains(said.String(), "usage: qmail-lspawn defaultdelivery") {
 		t.Errorf("exit %d, %q", code, said.String())
 	}
 }

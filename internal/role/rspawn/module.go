@@ -2,6 +2,7 @@ package rspawn
 
 import (
 	"context"
+	"log/slog"
 	"os"
 	"strings"
 	"time"
@@ -49,15 +50,20 @@ func (s *spawner) runOnce(ctx context.Context, argv []string, message *os.File) 
 	defer in.Close()
 	limited, cancel := context.WithTimeout(ctx, moduleTime)
 	defer cancel()
-	c := child.Capture{Argv: argv, Vars: s.vars, Dir: s.home, Stdin: in, Keep: moduleOutput}
-	out, code, err := c.Run(limited)
+	return runRemote(limited, child.Capture{Argv: argv, Vars: s.vars, Dir: s.home, Stdin: in}, s.log)
+}
+
+// runRemote runs a qmail-remote and reports on it.
+func runRemote(ctx context.Context, c child.Capture, log *slog.Logger) string {
+	c.Keep = moduleOutput
+	out, code, err := c.Run(ctx)
 	switch {
 	case err == child.ErrCrashed:
 		return spawn.RemoteCrashed
-	case err != nil && limited.Err() != nil:
+	case err != nil && ctx.Err() != nil:
 		return tooSlow
 	case err != nil: // it may be on its way to be replaced
-		s.log.Warn("unable to run a program in the place of qmail-remote", "err", err)
+		log.Warn("unable to run qmail-remote", "err", err)
 		return spawn.RemoteUnable
 	}
 	return spawn.RemoteReport(code, out)

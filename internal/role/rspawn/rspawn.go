@@ -6,6 +6,10 @@
 //
 // Control files: helohost, me, qmtproutes, resolvers, smtproutes, timeoutconnect, timeoutremote. All are read again on a
 // reload, where an error names file and line and keeps what was before.
+//
+// Started by something else than our qmail-start it is the classic program: orders come on descriptor 0, reports go to
+// descriptor 1 (format/spawn), and for each recipient it runs a qmail-remote, with a file below queue/mess as its
+// descriptor 0.
 package rspawn
 
 import (
@@ -38,9 +42,12 @@ const stopPatience = 3 * time.Second
 // Main serves the qmail-send that the supervisor links us to. It returns 0, or 111 if it could not start.
 func Main(ctx context.Context, e *env.Env, args []string) int {
 	log := e.Log("qmail-rspawn")
-	if e.Orders == nil || len(args) != 0 {
+	if len(args) != 0 {
 		log.Error("to be started by qmail start, without arguments")
 		return 100
+	}
+	if e.Orders == nil {
+		return classic(ctx, e, log)
 	}
 	dir := control.Open(e.Home)
 	settings, err := sender.LoadSettings(dir, sender.Strict)
@@ -105,15 +112,21 @@ func (s *spawner) reload() {
 
 // findModule finds out whether a program is to be run in the place of qmail-remote.
 func (s *spawner) findModule() error {
-	program, _, err := s.dir.Line("qmailremote")
-	if err != nil {
-		return err
+	program, err := module(s.dir, s.replaced)
+	if err == nil {
+		s.program.Store(&program)
 	}
-	if s.replaced != "" {
-		program = s.replaced
+	return err
+}
+
+// module says what QMAILREMOTE, whose value is given, or control/qmailremote names. A file that cannot be read is an error
+// even where it does not count.
+func module(dir control.Dir, variable string) (program string, err error) {
+	program, _, err = dir.Line("qmailremote")
+	if variable != "" {
+		program = variable
 	}
-	s.program.Store(&program)
-	return nil
+	return program, err
 }
 
 // obey serves links until an order says stop, or ctx ends; then it waits for the jobs under way, for a while.
