@@ -160,7 +160,7 @@ func TestNothingAcceptedIsLostWhenRolesAreKilled(t *testing.T) {
 	}
 	more(50)
 	for range rounds {
-		for _, role := range []string{"send", "lspawn", "rspawn", "smtpd", "local"} {
+		for _, role := range []string{"send", "lspawn", "resolve", "rspawn", "smtpd", "local"} {
 			if role == "local" {
 				for _, pid := range children(h.pid("lspawn")) {
 					kill(pid)
@@ -171,7 +171,7 @@ func TestNothingAcceptedIsLostWhenRolesAreKilled(t *testing.T) {
 			more(40)
 		}
 	}
-	for _, role := range []string{"send", "lspawn", "rspawn", "smtpd"} { // all at once
+	for _, role := range []string{"send", "lspawn", "resolve", "rspawn", "smtpd"} { // all at once
 		kill(h.pid(role))
 	}
 	more(40)

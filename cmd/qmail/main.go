@@ -51,6 +51,7 @@ import (
 	"qmail/internal/role/queue"
 	"qmail/internal/role/queuetool"
 	"qmail/internal/role/remote"
+	"qmail/internal/role/resolve"
 	"qmail/internal/role/rspawn"
 	"qmail/internal/role/send"
 	"qmail/internal/role/sendmail"
@@ -104,6 +105,7 @@ var programs = []program{
 	{"qmail-remote", remote.Main, false, "send one message to another machine"},
 	{"qmail-queue", queue.Main, false, "put a message into the queue"},
 	{"qmail-queuetool", queuetool.Main, false, "list the queue, and give orders about messages; also qmail queue COMMAND"},
+	{"qmail-resolve", resolve.Main, true, "ask the DNS for the others"},
 	{"qmail-explain", explain.Main, false, "say what would happen to mail for an address, or what became of a message"},
 	{"qmail-qread", qread.Main, false, "list the queue as ever"},
 	{"qmail-qstat", qstat.Main, false, "say how much there is in the queue"},

@@ -45,7 +45,7 @@ func TestAsRootEachRoleIsItsOwnUser(t *testing.T) {
 	}
 	h.start()
 	for role, want := range map[string][2]string{
-		"send": {"qmails", "qmail"}, "smtpd": {"qmaild", "nofiles"}, "rspawn": {"qmailr", "qmail"}, "lspawn": {"root", "qmail"},
+		"send": {"qmails", "qmail"}, "smtpd": {"qmaild", "nofiles"}, "rspawn": {"qmailr", "qmail"}, "resolve": {"qmailn", "nofiles"}, "lspawn": {"root", "qmail"},
 	} {
 		if got := h.owner(role); got != want {
 			t.Errorf("qmail-%s is %v, not %v", role, got, want)

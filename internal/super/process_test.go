@@ -294,7 +294,7 @@ func TestARoleThatIsKilledComesBackWithItsLinks(t *testing.T) {
 	h := newHouse(t)
 	h.start()
 	h.logged("qmail-start: ready\n", 1)
-	for i, name := range []string{"send", "smtpd", "send", "lspawn", "rspawn"} {
+	for i, name := range []string{"send", "smtpd", "send", "lspawn", "resolve", "rspawn"} {
 		before := h.pids()
 		if err := syscall.Kill(before[name], syscall.SIGKILL); err != nil {
 			t.Fatalf("%s %d: %v", name, before[name], err)

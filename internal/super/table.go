@@ -21,7 +21,8 @@ type process struct {
 var table = []process{
 	{name: "send", user: "qmails", doors: []string{"enqueue", "admin"}, keeps: []string{"QMAILREMOTE"}, stop: 1},
 	{name: "lspawn", user: "root", group: "qmail", links: []string{"send"}, keeps: []string{"QMAILLOCAL"}, stop: 2},
-	{name: "rspawn", user: "qmailr", links: []string{"send"}, keeps: []string{"QMAILREMOTE"}, stop: 2},
+	{name: "resolve", user: "qmailn", stop: 2},
+	{name: "rspawn", user: "qmailr", links: []string{"send", "resolve"}, keeps: []string{"QMAILREMOTE"}, stop: 2},
 	{name: "smtpd", user: "qmaild", links: []string{"send"}, services: []string{"smtp"}, stop: 0},
 	{name: "qmtpd", user: "qmaild", links: []string{"send"}, services: []string{"qmtp"}, stop: 0},
 	{name: "qmqpd", user: "qmaild", links: []string{"send"}, services: []string{"qmqp"}, stop: 0},

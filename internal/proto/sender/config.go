@@ -11,7 +11,6 @@ import (
 
 	"qmail/internal/format/smtproute"
 	"qmail/internal/store/control"
-	"qmail/internal/system/dns"
 )
 
 // Care says what a malformed line of a control file means.
@@ -122,48 +121,7 @@ func checkRoute(line string) error {
 	return err
 }
 
-// resolvConf is where the machine says whom to ask.
-const resolvConf = "/etc/resolv.conf"
-
-// Resolvers reads control/resolvers, a line "ip" or "ip:port" for each resolver to ask; without the file
-// the machine's own configuration counts.
-func Resolvers(dir control.Dir) (dns.Config, error) {
-	entries, present, err := dir.Entries("resolvers")
-	if err != nil {
-		return dns.Config{}, err
-	}
-	if !present {
-		return dns.ReadConf(resolvConf)
-	}
-	var c dns.Config
-	for _, e := range entries {
-		server, err := dns.ParseServer(e.Text)
-		if err != nil {
-			return dns.Config{}, fmt.Errorf("%s: line %d: %w", dir.Path("resolvers"), e.Number, err)
-		}
-		c.Servers = append(c.Servers, server)
-	}
-	return c, nil
-}
-
-// Here is the world of this machine; the caller closes its resolver after the sender.
-func Here(c dns.Config, now func() time.Time, log *slog.Logger) (World, *dns.Resolver) {
-	r := dns.New(c)
-	return World{Resolver: r, Dial: Dialer(), Local: Local, Random: rand.IntN, Now: now, Log: log}, r
-}
-
-// Settings is everything that is read from control files, so that it changes together or not at all.
-type Settings struct {
-	Config    *Config
-	Resolvers dns.Config
-}
-
-// LoadSettings reads all of it.
-func LoadSettings(dir control.Dir, care Care) (Settings, error) {
-	c, err := Load(dir, care)
-	if err != nil {
-		return Settings{}, err
-	}
-	r, err := Resolvers(dir)
-	return Settings{c, r}, err
+// Here is the world of this machine, whose DNS is asked by r.
+func Here(r Resolver, now func() time.Time, log *slog.Logger) World {
+	return World{Resolver: r, Dial: Dialer(), Local: Local, Random: rand.IntN, Now: now, Log: log}
 }

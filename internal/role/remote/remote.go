@@ -15,9 +15,11 @@ import (
 	"log/slog"
 	"os"
 
+	"qmail/internal/proto/resolve"
 	"qmail/internal/proto/sender"
 	"qmail/internal/proto/smtp/client"
 	"qmail/internal/store/control"
+	"qmail/internal/system/dns"
 	"qmail/internal/system/env"
 )
 
@@ -40,7 +42,12 @@ func run(ctx context.Context, e *env.Env, args []string) client.Result {
 	if info, err := os.Stat(e.Home); err != nil || !info.IsDir() {
 		return sorry("ZUnable to switch to home directory. (#4.3.0)\n")
 	}
-	settings, err := sender.LoadSettings(control.Open(e.Home), sender.Classic)
+	dir := control.Open(e.Home)
+	config, err := sender.Load(dir, sender.Classic)
+	if err != nil {
+		return sorry("Z" + sender.NoControls)
+	}
+	servers, err := resolve.Servers(dir)
 	if err != nil {
 		return sorry("Z" + sender.NoControls)
 	}
@@ -48,12 +55,12 @@ func run(ctx context.Context, e *env.Env, args []string) client.Result {
 	if err != nil {
 		return sorry("ZUnable to read message. (#4.3.0)\n")
 	}
-	world, resolver := sender.Here(settings.Resolvers, e.Now, slog.New(slog.DiscardHandler))
+	resolver := dns.New(servers) // nobody has linked us to qmail-resolve
 	defer resolver.Close()
-	s := sender.New(world)
+	s := sender.New(sender.Here(resolver, e.Now, slog.New(slog.DiscardHandler)))
 	defer s.Close()
 	defer context.AfterFunc(ctx, s.Close)()
-	s.Configure(settings.Config)
+	s.Configure(config)
 	return s.Send(ctx, args[0], &client.Message{Sender: args[1], Recipients: args[2:], Body: body})
 }
 

@@ -68,16 +68,16 @@ func BenchmarkRelay(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
-	settings, err := sender.LoadSettings(control.Open(home), sender.Strict)
+	config, err := sender.Load(control.Open(home), sender.Strict)
 	if err != nil {
 		b.Fatal(err)
 	}
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
-	world, resolver := sender.Here(dns.Config{}, time.Now, log)
+	resolver := dns.New(dns.Config{})
 	defer resolver.Close()
-	sp := &spawner{sender: sender.New(world), resolver: resolver, log: log}
+	sp := &spawner{sender: sender.New(sender.Here(resolver, time.Now, log)), log: log}
 	defer sp.sender.Close()
-	sp.sender.Configure(settings.Config)
+	sp.sender.Configure(config)
 	ours, theirs, err := ipc.LocalPair()
 	if err != nil {
 		b.Fatal(err)

@@ -4,7 +4,9 @@
 // It opens no file of the queue and listens to nobody: jobs and bodies come over the link from qmail-send,
 // messages go out by proto/sender, by SMTP or QMTP, over connections that the next job may use again.
 //
-// Control files: helohost, me, qmtproutes, resolvers, smtproutes, timeoutconnect, timeoutremote. All are read again on a
+// Questions to the DNS go over a link to qmail-resolve.
+//
+// Control files: helohost, me, qmtproutes, smtproutes, timeoutconnect, timeoutremote. All are read again on a
 // reload, where an error names file and line and keeps what was before.
 //
 // Started by something else than our qmail-start it is the classic program: orders come on descriptor 0, reports go to
@@ -27,6 +29,7 @@ import (
 	"qmail/internal/format/dsn"
 	"qmail/internal/format/spawn"
 	"qmail/internal/proto/jobs"
+	"qmail/internal/proto/resolve"
 	"qmail/internal/proto/sender"
 	"qmail/internal/proto/smtp/client"
 	"qmail/internal/store/control"
@@ -50,14 +53,16 @@ func Main(ctx context.Context, e *env.Env, args []string) int {
 		return classic(ctx, e, log)
 	}
 	dir := control.Open(e.Home)
-	settings, err := sender.LoadSettings(dir, sender.Strict)
+	config, err := sender.Load(dir, sender.Strict)
 	if err != nil {
 		log.Error("cannot start: unable to read controls", "err", err)
 		return 111
 	}
-	world, resolver := sender.Here(settings.Resolvers, e.Now, log)
+	names := &resolve.Link{Now: e.Now}
+	defer names.Connect(nil)
+	resolver := dns.Over(names, e.Now)
 	defer resolver.Close()
-	s := &spawner{sender: sender.New(world), resolver: resolver, dir: dir, log: log, home: e.Home, replaced: e.Get("QMAILREMOTE")}
+	s := &spawner{sender: sender.New(sender.Here(resolver, e.Now, log)), names: names, forget: resolver.Forget, dir: dir, log: log, home: e.Home, replaced: e.Get("QMAILREMOTE")}
 	s.vars = []string{"QMAILHOME=" + e.Home}
 	if path, set := e.Lookup("PATH"); set {
 		s.vars = append(s.vars, "PATH="+path)
@@ -66,7 +71,7 @@ func Main(ctx context.Context, e *env.Env, args []string) int {
 		log.Error("cannot start: unable to read controls", "err", err)
 		return 111
 	}
-	s.apply(settings)
+	s.apply(config)
 	if err := e.Ready(); err != nil {
 		log.Error("supervisor lost", "err", err)
 		s.sender.Close()
@@ -78,11 +83,12 @@ func Main(ctx context.Context, e *env.Env, args []string) int {
 
 // spawner is qmail-rspawn with its surroundings as values.
 type spawner struct {
-	sender   *sender.Sender
-	resolver *dns.Resolver
-	dir      control.Dir
-	log      *slog.Logger
-	links    sync.WaitGroup
+	sender *sender.Sender
+	names  *resolve.Link
+	forget func() // what is remembered of the DNS
+	dir    control.Dir
+	log    *slog.Logger
+	links  sync.WaitGroup
 
 	home     string
 	vars     []string               // of a program in the place of qmail-remote
@@ -90,16 +96,15 @@ type spawner struct {
 	program  atomic.Pointer[string] // what to run instead; empty for nothing
 }
 
-func (s *spawner) apply(settings sender.Settings) {
-	if settings.Config.Hello == "" {
+func (s *spawner) apply(config *sender.Config) {
+	if config.Hello == "" {
 		s.log.Error("neither control/helohost nor control/me exists; all remote mail waits")
 	}
-	s.resolver.Configure(settings.Resolvers)
-	s.sender.Configure(settings.Config)
+	s.sender.Configure(config)
 }
 
 func (s *spawner) reload() {
-	settings, err := sender.LoadSettings(s.dir, sender.Strict)
+	config, err := sender.Load(s.dir, sender.Strict)
 	if err == nil {
 		err = s.findModule()
 	}
@@ -107,7 +112,7 @@ func (s *spawner) reload() {
 		s.log.Error("keeping the configuration as it is: unable to read controls", "err", err)
 		return
 	}
-	s.apply(settings)
+	s.apply(config)
 }
 
 // findModule finds out whether a program is to be run in the place of qmail-remote.
@@ -145,14 +150,19 @@ func (s *spawner) obey(ctx context.Context, orders <-chan env.Order) {
 				o.Kind = env.Stop
 			}
 		}
-		switch o.Kind {
-		case env.Link:
+		switch {
+		case o.Kind == env.Link && o.Name == "send":
 			s.links.Go(func() { s.serve(serving, o.Link) })
-		case env.Listen:
+		case o.Kind == env.Link && o.Name == "resolve":
+			s.names.Connect(o.Link)
+		case o.Kind == env.Link:
+			o.Link.Close()
+		case o.Kind == env.Listen:
 			o.Listener.Close() // not ours to serve
-		case env.Reload:
+		case o.Kind == env.Reload:
 			s.reload()
-		case env.Stop:
+			s.forget()
+		case o.Kind == env.Stop:
 			s.wind()
 			return
 		}

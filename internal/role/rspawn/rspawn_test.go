@@ -3,7 +3,9 @@ package rspawn
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -16,6 +18,9 @@ import (
 
 	"qmail/internal/format/spawn"
 	"qmail/internal/proto/jobs"
+	"qmail/internal/proto/resolve"
+	"qmail/internal/store/control"
+	"qmail/internal/system/dns"
 	"qmail/internal/system/env"
 	"qmail/internal/system/ipc"
 )
@@ -26,6 +31,7 @@ type rig struct {
 	home   string
 	orders chan env.Order
 	client *jobs.Client
+	names  *dns.Resolver // qmail-resolve's
 	log    *lines
 	done   chan int
 
@@ -112,11 +118,38 @@ func start(t *testing.T, files map[string]string) *rig {
 	}
 	r.orders <- env.Order{Kind: env.Link, Name: "send", Link: theirs}
 	r.client = jobs.NewClient(ours, r)
+	r.linkNames()
 	t.Cleanup(func() {
 		r.client.Close()
 		r.stop()
+		r.names.Close()
 	})
 	return r
+}
+
+// servers is what qmail-resolve makes of the home's files.
+func (r *rig) servers() dns.Config {
+	r.t.Helper()
+	c, err := resolve.Servers(control.Open(r.home))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return c
+}
+
+// linkNames stands for a qmail-resolve that has been started, and the supervisor who links us to it.
+func (r *rig) linkNames() (theirs *ipc.Conn) {
+	r.t.Helper()
+	if r.names == nil {
+		r.names = dns.New(r.servers())
+	}
+	ours, theirs, err := ipc.LocalPair()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.orders <- env.Order{Kind: env.Link, Name: "resolve", Link: ours}
+	go resolve.Serve(r.t.Context(), theirs, r.names.Lookup, time.Now)
+	return theirs
 }
 
 func (r *rig) stop() {
@@ -426,12 +459,12 @@ func resolver(t *testing.T, records ...string) string {
 func TestHostsComeFromTheDNS(t *testing.T) {
 	s := startSink(t)
 	_, port, _ := net.SplitHostPort(s.ln.Addr().String())
-	dns := resolver(t,
+	address := resolver(t,
 		"loop.example. 60 IN MX 10 mx.loop.example.", "mx.loop.example. 60 IN A 127.0.0.1",
 		"null.example. 60 IN MX 0 .",
 		"relay.example. 60 IN A 127.0.0.1",
 	)
-	r := start(t, map[string]string{"me": "here.example\n", "resolvers": dns + "\n", "smtproutes": "routed.example:relay.example:" + port + "\n"})
+	r := start(t, map[string]string{"me": "here.example\n", "resolvers": address + "\n", "smtproutes": "routed.example:relay.example:" + port + "\n"})
 	r.client.Load(1, []byte("x\n"))
 	for i, tt := range []struct{ host, want string }{
 		{"routed.example", "K127.0.0.1 accepted message.\nRemote host said: 250 taken\n"},
@@ -445,10 +478,49 @@ func TestHostsComeFromTheDNS(t *testing.T) {
 		}
 	}
 	r.control("resolvers", resolver(t)+"\n")
+	r.names.Configure(r.servers())
 	r.orders <- env.Order{Kind: env.Reload}
 	r.orders <- env.Order{Kind: '?'}
 	r.client.Start(9, &jobs.Job{Body: 1, Host: "loop.example", Recipients: []string{"u@loop.example"}})
 	if got := r.wait(9)[0]; !strings.Contains(got, "5.1.2") {
 		t.Errorf("other resolvers: %q", got)
+	}
+}
+
+// TestALookupOutlivesQmailResolve takes the link away while a host is looked up: the next one brings the answer, and the
+// message goes out at the first try.
+func TestALookupOutlivesQmailResolve(t *testing.T) {
+	s := startSink(t)
+	_, port, _ := net.SplitHostPort(s.ln.Addr().String())
+	address := resolver(t, "relay.example. 60 IN A 127.0.0.1")
+	r := start(t, map[string]string{"me": "here.example\n", "resolvers": address + "\n", "smtproutes": ":relay.example:" + port + "\n"})
+	mute, theirs, err := ipc.LocalPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.orders <- env.Order{Kind: env.Link, Name: "resolve", Link: mute}
+	r.client.Load(1, []byte("x\n"))
+	r.client.Start(1, &jobs.Job{Body: 1, Host: "far.example", Recipients: []string{"u@far.example"}})
+	if f, err := theirs.Read(); err != nil || f.Kind != 'Q' {
+		t.Fatal(f, err)
+	}
+	theirs.Close() // it dies
+	r.linkNames()
+	if got := r.wait(1)[0]; got[0] != 'K' {
+		t.Errorf("%q", got)
+	}
+}
+
+// TestLinksOfOthersAreNotServed gives a link that no role of the table has: nobody who is not qmail-send gives jobs.
+func TestLinksOfOthersAreNotServed(t *testing.T) {
+	r := start(t, map[string]string{"me": "here.example\n"})
+	ours, theirs, err := ipc.LocalPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs.SetReadDeadline(time.Now().Add(20 * time.Second))
+	r.orders <- env.Order{Kind: env.Link, Name: "smtpd", Link: ours}
+	if f, err := theirs.Read(); !errors.Is(err, io.EOF) {
+		t.Errorf("%+v %v", f, err)
 	}
 }

@@ -14,6 +14,7 @@ import (
 
 	"qmail/internal/check/relay"
 	"qmail/internal/format/cdb"
+	"qmail/internal/proto/resolve"
 	"qmail/internal/proto/sender"
 	"qmail/internal/store/control"
 	"qmail/internal/system/env"
@@ -65,7 +66,7 @@ func asTheProgramsDo(dir control.Dir) (errs []error) {
 	errs = append(errs, err)
 	_, err = sender.Load(dir, sender.Strict)
 	errs = append(errs, err)
-	_, err = sender.Resolvers(dir)
+	_, err = resolve.Servers(dir)
 	return append(errs, err)
 }
 

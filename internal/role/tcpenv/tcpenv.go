@@ -21,7 +21,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"qmail/internal/proto/sender"
+	"qmail/internal/proto/resolve"
 	"qmail/internal/store/control"
 	"qmail/internal/system/child"
 	"qmail/internal/system/dns"
@@ -41,7 +41,7 @@ const (
 // Main becomes the program of its arguments: tcp-env [ -rR ] [ -tN ] program [ arg ... ].
 func Main(ctx context.Context, e *env.Env, args []string) int {
 	m := machine{ident: identPort, exec: child.Exec, resolver: func() (resolver, error) {
-		c, err := sender.Resolvers(control.Open(e.Home))
+		c, err := resolve.Servers(control.Open(e.Home))
 		if err != nil {
 			return nil, err
 		}

@@ -70,7 +70,7 @@ func Settings() []Setting {
 		{"queuelifetime", Number, false, "604800", "send", "how long a message is tried, in seconds"},
 		{"rcpthosts", Lines, false, "", "smtpd qmtpd", "domains for which mail is taken from strangers; without the file, none is"},
 		{"relayclients", Lines, false, "", "smtpd qmtpd", "networks whose mail is taken for any domain"},
-		{"resolvers", Lines, false, "those of /etc/resolv.conf", "rspawn remote", "DNS resolvers to ask: ADDRESS or ADDRESS:PORT"},
+		{"resolvers", Lines, false, "those of /etc/resolv.conf", "resolve remote tcp-env", "DNS resolvers to ask: ADDRESS or ADDRESS:PORT"},
 		{"smtpgreeting", OneLine, true, "", "smtpd", "what SMTP clients are greeted with"},
 		{"smtproutes", Pairs, false, "", "remote rspawn", "where mail for some domains goes: domain:relay[:port]"},
 		{"timeoutconnect", Number, false, "60", "remote rspawn", "seconds in which another machine must accept a connection"},

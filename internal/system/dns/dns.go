@@ -172,6 +172,9 @@ func (r *Resolver) Configure(c Config) {
 	}
 }
 
+// Forget forgets what is remembered: whoever remembers it for us may have been told to ask others.
+func (r *Resolver) Forget() { r.cache.clear() }
+
 // Close gives up all questions under way and waits for their goroutines.
 func (r *Resolver) Close() {
 	r.mu.Lock()
