@@ -42,6 +42,7 @@ var neighbours = []struct{ from, to, reason string }{
 	{"internal/proto/injection", "internal/proto/qq", "what is completed goes on to the queue"},
 	{"internal/proto/inlet", "internal/proto/enqueue", "the sessions of a server share one link to the door"},
 	{"internal/proto/inlet", "internal/proto/qq", "a server for one connection hands over as all injectors do"},
+	{"internal/proto/smtp/client", "internal/proto/sasl", "a login is an exchange of its own, inside of the session"},
 	{"internal/proto/sender", "internal/proto/smtp/client", "who takes mail elsewhere keeps the connections"},
 	{"internal/proto/sender", "internal/proto/qmtp/", "and speaks the protocol that the other side wants; a test lets the two sides talk"},
 }

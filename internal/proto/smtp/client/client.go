@@ -1,7 +1,7 @@
 // Package client is the sending half of SMTP (RFC 5321): a connection in, one message after another out, and
 // for each the verdicts in the words of qmail-remote.
 //
-// EHLO, else HELO; PIPELINING (RFC 2920), SIZE (RFC 1870), 8BITMIME (RFC 6152), DSN (RFC 3461) and SMTPUTF8
+// EHLO, else HELO; STARTTLS (RFC 3207) or TLS at once, AUTH (RFC 4954), LIMITS (RFC 9422), PIPELINING (RFC 2920), SIZE (RFC 1870), 8BITMIME (RFC 6152), DSN (RFC 3461) and SMTPUTF8
 // (RFC 6531) are used where the server offers them. 8-bit text goes as it is to a server without 8BITMIME, as qmail always
 // did; an address or a header that needs SMTPUTF8 does not go to a server without it. What stands on the wire
 // cannot smuggle: every CR and LF in a body is part of a CRLF, a dot after each of them is doubled, and
@@ -12,6 +12,7 @@
 package client
 
 import (
+	"crypto/tls"
 	"net"
 	"net/netip"
 	"strings"
@@ -43,6 +44,10 @@ type Options struct {
 	Hello   string        // the name we go by
 	Timeout time.Duration // caps every wait; control/timeoutremote
 	Buffers *Buffers      // may be nil
+	// Security may be nil: then TLS is not used.
+	Security *Security
+	// LMTP means RFC 2033: LHLO, and a verdict for each recipient after the message.
+	LMTP bool
 }
 
 // Conn is one connection to one server. It is for one goroutine at a time.
@@ -53,8 +58,11 @@ type Conn struct {
 	in      reader
 	out     []byte // commands
 
-	pipelining, size, eightBit, utf8, dsn bool
-	limit                                 int64 // of SIZE; 0 means none
+	offers
+	secure          *tls.Conn // conn, once it is that
+	verified        bool      // and the certificate is the right one
+	handshakeFailed bool
+	sent            int64 // transactions so far
 
 	reset bool // RSET must come before the next MAIL
 	dead  bool // of no further use
@@ -81,13 +89,18 @@ func hostOf(conn net.Conn) string {
 }
 
 // Usable reports whether another message may be sent.
-func (c *Conn) Usable() bool { return !c.dead && !c.tired && c.in.empty() }
+func (c *Conn) Usable() bool {
+	return !c.dead && !c.tired && c.in.empty() && (c.messages == 0 || c.sent < c.messages)
+}
 
 // Quit ends the connection; the server's answer is not awaited.
 func (c *Conn) Quit() {
 	if !c.gone && c.in.err == nil {
 		if c.conn.SetWriteDeadline(time.Now().Add(min(time.Second, c.within(waitCommand)))) == nil {
 			c.conn.Write([]byte("QUIT\r\n"))
+		}
+		if c.secure != nil {
+			c.secure.CloseWrite()
 		}
 	}
 	c.Close()
@@ -96,6 +109,10 @@ func (c *Conn) Quit() {
 // Close drops the connection.
 func (c *Conn) Close() {
 	c.dead, c.gone = true, true
+	if c.secure != nil {
+		c.secure.NetConn().Close() // not to wait for whoever does not read our farewell
+		return
+	}
 	c.conn.Close()
 }
 
@@ -106,27 +123,55 @@ func (c *Conn) within(d time.Duration) time.Duration {
 	return d
 }
 
-// Hello reads the greeting and introduces us. A Report with a letter other than 0 is a refusal.
+// Hello reads the greeting, introduces us, and sees to what Options.Security asks for. A Report with a letter other
+// than 0 is a refusal.
 func (c *Conn) Hello() Report {
+	s := c.options.Security
+	if s != nil && s.AtOnce {
+		if err := c.handshake(s.policy()); err != nil {
+			c.gone = true
+			return c.noTLS("the TLS handshake failed: " + visible(err.Error()) + ".")
+		}
+		c.in = reader{conn: c.conn}
+	}
 	code, err := c.read(waitGreeting, nil)
 	if err != nil {
 		return c.died("")
 	}
+	if code == 521 { // it never takes mail (RFC 7504 3)
+		return c.refused('D', "Connected to "+c.addr+" but it takes no mail.\n")
+	}
 	if code != 220 {
 		return c.refused('Z', "Connected to "+c.addr+" but greeting failed.\n")
 	}
-	code, err = c.command("EHLO "+c.options.Hello, c.offer)
-	if err != nil {
-		return c.died("")
+	if r := c.introduce(); r.Letter != 0 {
+		return r
 	}
-	if code == 250 {
-		return Report{}
+	again, r := c.startTLS()
+	if again {
+		r = c.introduce()
 	}
-	c.pipelining, c.size, c.eightBit, c.utf8, c.dsn, c.limit = false, false, false, false, false, 0
-	if code == 421 {
-		return c.refused('Z', "Connected to "+c.addr+" but my name was rejected.\n")
+	if r.Letter == 0 && s != nil && s.Login != nil {
+		r = c.authenticate(s.Login)
 	}
-	code, err = c.command("HELO "+c.options.Hello, nil)
+	return r
+}
+
+// introduce says EHLO, or to a server that does not know that, HELO.
+func (c *Conn) introduce() Report {
+	c.offers = offers{}
+	if c.options.LMTP {
+		return c.accepted(c.command("LHLO "+c.options.Hello, c.offer))
+	}
+	code, err := c.command("EHLO "+c.options.Hello, c.offer)
+	if err == nil && code != 250 && code != 421 {
+		c.offers = offers{}
+		code, err = c.command("HELO "+c.options.Hello, nil)
+	}
+	return c.accepted(code, err)
+}
+
+func (c *Conn) accepted(code int, err error) Report {
 	if err != nil {
 		return c.died("")
 	}
@@ -142,10 +187,18 @@ func (c *Conn) refused(letter byte, text string) Report {
 	return Report{letter, text + c.remoteSaid()}
 }
 
+// offers are the extensions of a server.
+type offers struct {
+	pipelining, size, eightBit, utf8, dsn, starttls bool
+	limit                                           int64    // of SIZE; 0 means none
+	auth                                            []string // mechanisms
+	recipients, messages                            int64    // of LIMITS; 0 means none
+}
+
 // offer takes one line of the EHLO reply.
 func (c *Conn) offer(line []byte) {
 	word, arg, _ := strings.Cut(string(line), " ")
-	switch strings.ToUpper(word) {
+	switch word = strings.ToUpper(word); word {
 	case "PIPELINING":
 		c.pipelining = true
 	case "8BITMIME":
@@ -154,8 +207,32 @@ func (c *Conn) offer(line []byte) {
 		c.utf8 = true
 	case "DSN":
 		c.dsn = true
+	case "STARTTLS":
+		c.starttls = true
+	case "AUTH":
+		c.offersAuth(arg)
+	case "LIMITS":
+		c.limits(arg)
 	case "SIZE":
 		c.size, c.limit = true, parseSize(arg)
+	default:
+		if rest, old := strings.CutPrefix(word, "AUTH="); old {
+			c.offersAuth(rest + " " + arg)
+		}
+	}
+}
+
+// limits takes those of RFC 9422 that concern us: MAILMAX, RCPTMAX and, since all recipients of a transaction are of one
+// destination, nothing else.
+func (c *Conn) limits(arg string) {
+	for _, one := range strings.Fields(arg) {
+		name, value, _ := strings.Cut(one, "=")
+		switch strings.ToUpper(name) {
+		case "RCPTMAX":
+			c.recipients = parseSize(value)
+		case "MAILMAX":
+			c.messages = parseSize(value)
+		}
 	}
 }
 

@@ -35,8 +35,8 @@ type transaction struct {
 	until    time.Time
 }
 
-// Deliver sends one message. The connection may be used again if it is then Usable.
-func (c *Conn) Deliver(m *Message) Result {
+// transact sends one message in one transaction.
+func (c *Conn) transact(m *Message) Result {
 	t := &transaction{Conn: c, m: m, until: time.Now().Add(waitSession)}
 	t.result.Recipients = make([]Report, len(m.Recipients))
 	t.result.Reports = c.dsn
@@ -119,6 +119,7 @@ func (t *transaction) rset() bool {
 // envelope sends MAIL, RCPT and DATA. It is true if the server now wants the body.
 func (t *transaction) envelope() bool {
 	t.reset = true // until the message is accepted
+	t.sent++
 	t.out = append(t.out[:0], "MAIL FROM:"...)
 	t.out = appendPath(t.out, t.m.Sender)
 	t.out = append(append(t.out, t.params...), '\r', '\n')
@@ -278,6 +279,10 @@ func (t *transaction) body() {
 		t.bodyFailed(err)
 		return
 	}
+	if t.options.LMTP {
+		t.verdicts()
+		return
+	}
 	code, err := t.read(waitFinal, nil)
 	if err != nil {
 		t.diedHere("Possible duplicate! ")
@@ -290,6 +295,47 @@ func (t *transaction) body() {
 	}
 	t.reset = false
 	t.end('K', t.addr+" accepted message.\n"+t.remoteSaid())
+}
+
+// verdicts reads those of LMTP, one for each recipient that was taken (RFC 2033 4.2). The message is accepted if one of
+// them is.
+func (t *transaction) verdicts() {
+	t.reset = false
+	t.end('Z', t.result.gaveUp)
+	for _, i := range t.todo {
+		one := &t.result.Recipients[i]
+		if one.Letter != 'r' {
+			continue
+		}
+		if t.dead {
+			*one = Report{'s', "Connected to " + t.addr + " but connection died. Possible duplicate! (#4.4.2)\n"}
+			continue
+		}
+		code, err := t.read(waitFinal, nil)
+		switch letter := class(code); {
+		case err != nil:
+			*one = Report{'s', t.died("Possible duplicate! ").Text}
+		case letter == 'K':
+			t.end('K', t.addr+" accepted message.\n"+t.remoteSaid())
+		case letter == 'D':
+			*one = Report{'h', t.addr + " failed after I sent the message.\n" + t.remoteSaid()}
+		default:
+			*one = Report{'s', t.addr + " failed after I sent the message.\n" + t.remoteSaid()}
+		}
+	}
+	if t.result.Message.Letter == 'Z' && t.refused() {
+		t.end('D', t.result.gaveUp)
+	}
+}
+
+// refused reports whether all recipients are, for good.
+func (t *transaction) refused() bool {
+	for _, one := range t.result.Recipients {
+		if one.Letter != 'h' {
+			return false
+		}
+	}
+	return true
 }
 
 // errBody is a message that we could not read to its end.

@@ -152,7 +152,7 @@ func (s *sink) serve(c net.Conn) {
 		case "quit":
 			w.WriteString("221 bye\r\n")
 			ok = false
-		case "mail", "helo", "rset":
+		case "mail", "helo", "lhlo", "rset":
 			ok = s.reply(c, w, "250 ok\r\n", verb)
 		default:
 			w.WriteString("500 what\r\n")
