@@ -15,6 +15,18 @@ import (
 	"qmail/internal/system/ipc"
 )
 
+// present leaves out those who can be spared and whose user there is not.
+func present(table []process, ids map[string]identity, log *slog.Logger) (list []process) {
+	for _, p := range table {
+		if _, known := ids[p.name]; !known && ids != nil {
+			log.Warn(fmt.Sprintf("qmail-%s does not run: there is no user %s (as root, qmail init makes the users)", p.name, p.user))
+			continue
+		}
+		list = append(list, p)
+	}
+	return list
+}
+
 // identity is whom a role runs as.
 type identity struct{ uid, gid uint32 }
 
@@ -26,6 +38,9 @@ func identities(table []process) (map[string]identity, error) {
 	ids := map[string]identity{}
 	for _, p := range table {
 		u, err := user.Lookup(p.user)
+		if _, unknown := errors.AsType[user.UnknownUserError](err); unknown && p.spare {
+			continue
+		}
 		if err != nil {
 			return nil, fmt.Errorf("qmail-%s has to run as %s: %w (as root, qmail init makes the users)", p.name, p.user, err)
 		}
@@ -85,8 +100,10 @@ func newExecutor(e *env.Env, ids map[string]identity) (*executor, error) {
 		"QMAILCONTROL=" + strconv.Itoa(env.ControlFD),
 		"PATH=" + filepath.Dir(self) + ":/usr/local/bin:/usr/bin:/bin",
 	}}
-	if v, ok := e.Lookup("QMAILPROFILE"); ok {
-		x.vars = append(x.vars, "QMAILPROFILE="+v)
+	for _, name := range []string{"QMAILPROFILE", "QMAILWALLS"} {
+		if v, ok := e.Lookup(name); ok {
+			x.vars = append(x.vars, name+"="+v)
+		}
 	}
 	return x, nil
 }

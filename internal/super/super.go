@@ -86,6 +86,7 @@ func prepare(e *env.Env, old classic, log *slog.Logger) (s *super, done func(), 
 	if ids != nil {
 		sender = int(ids["send"].uid)
 	}
+	table := present(table, ids, log)
 	if err := checkHome(e.Home, os.Geteuid(), sender); err != nil {
 		return nil, nil, err
 	}
