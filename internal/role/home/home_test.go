@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"qmail/internal/store/users"
 	"qmail/internal/system/env"
@@ -32,7 +33,7 @@ func newWorld(home string) *world {
 }
 
 func (w *world) machine(root bool) machine {
-	return machine{now: time.Now, 
+	return machine{now: time.Now,
 		root: root, us: account{1000, 1000},
 		findUser: func(name string) (*user.User, error) {
 			if u := w.users[name]; u != nil {
