@@ -1,6 +1,7 @@
 package passwd
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -100,6 +101,10 @@ func Change(home string, change func(*Book) error) error {
 	}
 	if err := change(book); err != nil {
 		return err
+	}
+	if len(book.Secret) == 0 {
+		book.Secret = make([]byte, 32)
+		rand.Read(book.Secret)
 	}
 	uid, gid, err := owner(Path(home))
 	if err != nil {

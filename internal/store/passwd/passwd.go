@@ -4,6 +4,8 @@
 //
 //	alice@test.example:$argon2id$v=19$m=19456,t=2,p=1$SALT$HASH:{SCRAM-SHA-256}16384,SALT,STOREDKEY,SERVERKEY
 //
+// The line "#secret BASE64" is from where the salts of those come who are not there; Change makes one.
+//
 // One field is a hash: argon2id as New makes it, or one that came from elsewhere (bcrypt, and crypt's $1$, $5$ and $6$).
 // The others are verifiers for SCRAM (RFC 5802), base64 with its padding. Logins fold to lower case (ASCII only). Empty
 // lines, and those that begin with #, say nothing. A line that means something else is an error that names it.
@@ -140,8 +142,13 @@ func (u *User) Append(dst []byte) []byte {
 	return append(dst, '\n')
 }
 
+// secretMark is before the secret.
+const secretMark = "#secret "
+
 // Book is the file as read. It is not changed by lookups, which may come from many goroutines.
 type Book struct {
+	Secret []byte // nil if the file has none
+
 	lines map[string]string // by login; kept as text, which takes least memory
 	order []string
 	with  map[string]int // verifiers by mechanism
@@ -154,6 +161,9 @@ func Parse(b []byte) (*Book, error) {
 		var line []byte
 		line, b, _ = bytes.Cut(b, []byte("\n"))
 		text := strings.TrimRight(string(line), " \t\r")
+		if encoded, ok := strings.CutPrefix(text, secretMark); ok && book.Secret == nil {
+			book.Secret, _ = base64.StdEncoding.DecodeString(encoded) // one that is none is a comment
+		}
 		if text == "" || text[0] == '#' {
 			continue
 		}
@@ -186,6 +196,17 @@ func (b *Book) Find(login string) (User, bool) {
 // mechanism takes it, and does not fall back to another when its user has nothing for it.
 func (b *Book) All(mechanism string) bool {
 	return len(b.lines) > 0 && b.with[mechanism] == len(b.lines)
+}
+
+// Sample returns the verifier of one of the users, who are taken in turn by n; the zero value if nobody has one.
+func (b *Book) Sample(mechanism string, n uint64) Verifier {
+	for i := range uint64(min(len(b.order), 16)) { // enough to find one where nearly all have it
+		u, _ := b.Find(b.order[(n+i)%uint64(len(b.order))])
+		if v, ok := u.Verifier(mechanism); ok {
+			return v
+		}
+	}
+	return Verifier{}
 }
 
 // Put adds a user, or replaces the one of that login.
@@ -224,6 +245,9 @@ func (b *Book) Logins() []string { return slices.Clone(b.order) }
 
 // Append writes the file.
 func (b *Book) Append(dst []byte) []byte {
+	if len(b.Secret) > 0 {
+		dst = append(append(append(dst, secretMark...), base64.StdEncoding.EncodeToString(b.Secret)...), '\n')
+	}
 	for _, login := range b.order {
 		dst = append(dst, b.lines[login]...)
 	}
