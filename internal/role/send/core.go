@@ -50,6 +50,7 @@ type core struct {
 	injecting chan struct{}     // holds a token for each notice that is being written
 	untold    map[*notice]bool  // deliveries whose senders are still to be told of them
 	warned    map[queue.ID]bool // messages whose senders know that they are late
+	notices   allowance         // of successes
 	timers    []timer
 	office
 	batch queue.Batch // closes, notes, fails and holds of this turn
@@ -105,6 +106,7 @@ func newCore(store queue.Store, config *Config, now func() time.Time, log *slog.
 		injecting: make(chan struct{}, maxInjecting),
 		untold:    map[*notice]bool{},
 		warned:    map[queue.ID]bool{},
+		notices:   allowance{map[string]spending{}},
 		locals:    map[string]*worker{},
 		accounts:  map[string]account{},
 		verified:  map[string]verdict{},

@@ -34,7 +34,12 @@ func hasOption(options []string, option string) bool {
 // took the message may have taken the wish over, too.
 func (c *core) delivered(d *delivery, i int, text string) {
 	recipient := d.job.Recipients[i]
-	if slices.Contains(d.passedOn, i) || !wanted(d.envelope, recipient, dsn.Success) {
+	asked := !slices.Contains(d.passedOn, i) && wanted(d.envelope, recipient, dsn.Success)
+	if asked && !c.mayTell(d.envelope.Sender) {
+		c.slog.Info("the sender has been told of many successes, and not of this one", "msg", d.job.Message)
+		asked = false
+	}
+	if !asked {
 		c.close(queue.ID(d.job.Message), recipient, queue.Delivered)
 		return
 	}
