@@ -1,4 +1,4 @@
-# What there is to do: build install demo run test vectors check bench fuzz clean.
+# What there is to do: build install demo run test vectors check bench fuzz simulate clean.
 #
 # build, install, demo and run need Go and make. What the others need besides is looked for, and as root installed
 # from Debian's packages (scripts/tools).
@@ -15,7 +15,7 @@ FUZZTIME ?= 10s
 
 export CGO_ENABLED = 0
 
-.PHONY: build install demo run test vectors check bench fuzz clean
+.PHONY: build install demo run test vectors check bench fuzz simulate clean
 
 build: $(BIN)/.links
 
@@ -59,7 +59,7 @@ vectors: build
 
 check:
 	@scripts/tools cc:gcc mandoc:mandoc tcpserver:ucspi-tcp
-	@test -z "$$(gofmt -l cmd internal)" || { gofmt -l cmd internal; echo 'gofmt: the files above are not formatted'; exit 1; }
+	@test -z "$$(gofmt -l cmd internal sim)" || { gofmt -l cmd internal sim; echo 'gofmt: the files above are not formatted'; exit 1; }
 	$(GO) vet ./...
 	$(GO) run $(STATICCHECK) ./...
 	@if [ -d man ]; then mandoc -T lint -W warning man/*.[1-8]; fi
@@ -70,6 +70,12 @@ check:
 # Each fuzz target for FUZZTIME.
 fuzz:
 	@scripts/fuzz '$(GO)' '$(FUZZTIME)'
+
+# The whole server in virtual time, seed after seed from FIRST on, until it is told to stop. Seeds that fail are printed, and
+# go test ./sim -seed N -story FILE runs one of them again.
+FIRST ?= 1000
+simulate:
+	$(GO) test -timeout 0 -run TestForever -v ./sim -forever -first $(FIRST)
 
 # As root it installs Postfix if that is missing, so that no mail server of the system starts; without Postfix it
 # measures only ours. BENCHFLAGS=-help lists what can be asked for.

@@ -169,7 +169,21 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	cancel()
 	s.wg.Wait()
+	s.core.hangUp()
 	return nil
+}
+
+// hangUp ends the connections to all who deliver. The core runs no more.
+func (c *core) hangUp() {
+	for _, w := range c.locals {
+		w.close()
+	}
+	if c.remote != nil {
+		c.remote.close()
+	}
+	if c.spawner != nil {
+		c.spawner.Close()
+	}
 }
 
 // obey carries out orders until one says stop.
