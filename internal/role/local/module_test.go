@@ -43,6 +43,26 @@ echo "$# $*"; pwd; id -u; head -n 1; env | sort | grep -v '^_=\|PWD=\|SHLVL=' | 
 	}
 }
 
+// TestTheAliasUserHasTheAddressesOfItsFiles: with a program in the place of qmail-local, too, what is nobody's is refused
+// at RCPT, and does not have to be bounced.
+func TestTheAliasUserHasTheAddressesOfItsFiles(t *testing.T) {
+	w := newWorld(t)
+	w.write(t, ".qmail-known", "./Maildir/\n", 0o600)
+	s := w.spawnFor(t, "alias", "QMAILLOCAL="+w.module(t, "echo the program\n"))
+	verify := func(ext string) string {
+		return s.await(t, s.start(t, &jobs.Job{Verify: true, Dash: "-", Ext: ext, Recipients: []string{ext + "@test.example"}}, ""))
+	}
+	if got := verify("known"); got != "K\n" {
+		t.Errorf("a known one: %q", got)
+	}
+	if got := verify("unknown"); got != "DSorry, no mailbox here by that name. (#5.1.1)\n" {
+		t.Errorf("an unknown one: %q", got)
+	}
+	if got := s.await(t, s.start(t, &jobs.Job{Sender: "s", Dash: "-", Ext: "known", Recipients: []string{"known@test.example"}}, "x\n")); got != "Kthe program\n" {
+		t.Errorf("a delivery: %q", got)
+	}
+}
+
 func TestHowAProgramInThePlaceOfLocalEnds(t *testing.T) {
 	w := newWorld(t)
 	s := w.spawn(t, "QMAILLOCAL="+w.module(t, `

@@ -16,6 +16,9 @@ import (
 	"qmail/internal/system/ipc"
 )
 
+// aliasUser gets what belongs to nobody else (qmail-getpw(8)).
+const aliasUser = "alias"
+
 // together is how many deliveries of a worker run at once.
 const together = 32
 
@@ -85,12 +88,12 @@ func (w *worker) report(ctx context.Context, j *jobs.Job, i int, body *jobs.Body
 		return refusal, false
 	}
 	switch {
-	case w.program != "" && j.Verify:
+	case w.program != "" && j.Verify && w.user != aliasUser:
 		return verdict(nil), false // only it knows
+	case j.Verify: // whoever delivers: what is nobody's is the alias user's, whose addresses are its .qmail files
+		return verdict(w.verify(d)), false
 	case w.program != "":
 		return w.runModule(ctx, d), false
-	case j.Verify:
-		return verdict(w.verify(d)), false
 	}
 	out := &capped{}
 	text = out.report(w.run(ctx, d, out, out))

@@ -159,10 +159,16 @@ func newWorldOf(t testing.TB, uid uint32, vars ...string) *world {
 // spawn starts another worker, as qmail-lspawn does.
 func (w *world) spawn(t testing.TB, vars ...string) *sender {
 	t.Helper()
+	return w.spawnFor(t, "alice", vars...)
+}
+
+// spawnFor starts one that believes to be another user's.
+func (w *world) spawnFor(t testing.TB, user string, vars ...string) *sender {
+	t.Helper()
 	ours, theirs, err := ipc.Pair()
 	must(t, err)
 	defer theirs.Close()
-	cmd := asUser("/", append([]string{"QMAILHOME=" + w.home, "PATH=/usr/bin:/bin"}, vars...), "--serve", "alice", w.user, "./Maildir/")
+	cmd := asUser("/", append([]string{"QMAILHOME=" + w.home, "PATH=/usr/bin:/bin"}, vars...), "--serve", user, w.user, "./Maildir/")
 	if os.Getuid() == 0 {
 		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: w.uid, Gid: w.uid}
 	}
