@@ -14,10 +14,12 @@ import (
 	"strings"
 )
 
-// SMTP is the port of mail exchangers, and of relays that name none; QMTP that of relays of control/qmtproutes.
+// SMTP is the port of mail exchangers, and of relays that name none; QMTP that of relays of control/qmtproutes, LMTP of
+// those of control/lmtproutes.
 const (
 	SMTP = 25
 	QMTP = 209
+	LMTP = 24
 )
 
 const (

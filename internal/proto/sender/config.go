@@ -24,7 +24,7 @@ const (
 	Classic Care = false
 )
 
-// Load reads helohost (default me), qmtproutes, smtproutes, timeoutconnect and timeoutremote. Where neither helohost nor me
+// Load reads helohost (default me), lmtproutes, qmtproutes, smtplogins, smtproutes, timeoutconnect, timeoutremote and tlspolicy. Where neither helohost nor me
 // exists, Hello is empty and everything is deferred. An error names the file, and the line where one is at fault.
 func Load(dir control.Dir, care Care) (*Config, error) {
 	c := &Config{}
@@ -41,7 +41,13 @@ func Load(dir control.Dir, care Care) (*Config, error) {
 	if c.Route, err = routes(dir, "smtproutes", smtproute.SMTP, care); err != nil {
 		return nil, err
 	}
-	c.QMTP, err = routes(dir, "qmtproutes", smtproute.QMTP, care)
+	if c.QMTP, err = routes(dir, "qmtproutes", smtproute.QMTP, care); err != nil {
+		return nil, err
+	}
+	if c.LMTP, err = routes(dir, "lmtproutes", smtproute.LMTP, care); err != nil {
+		return nil, err
+	}
+	c.Safety, err = LoadSafety(dir)
 	return c, err
 }
 

@@ -43,7 +43,7 @@ func (s *Sender) Explain(ctx context.Context, domain string) Explanation {
 	return e
 }
 
-// RouteLine finds the entry for a domain in smtproutes or qmtproutes as they are now. The line is 0 if there is none, or
+// RouteLine finds the entry for a domain in smtproutes, qmtproutes or lmtproutes as they are now. The line is 0 if there is none, or
 // if it says something else than relay: then the file has changed since it was read.
 func RouteLine(dir control.Dir, setting, domain string, relay smtproute.Relay) (line int, text string) {
 	entries, _, err := dir.Entries(setting)
@@ -63,10 +63,7 @@ func RouteLine(dir control.Dir, setting, domain string, relay smtproute.Relay) (
 		if !ok || address.Lower(k) != key {
 			continue
 		}
-		port := uint16(smtproute.SMTP)
-		if setting == "qmtproutes" {
-			port = smtproute.QMTP
-		}
+		port := map[string]uint16{"smtproutes": smtproute.SMTP, "qmtproutes": smtproute.QMTP, "lmtproutes": smtproute.LMTP}[setting]
 		if now, err := smtproute.ParseRelay(value, port); err != nil && relay == nowhere() || err == nil && now == relay {
 			return entries[i].Number, entries[i].Text
 		}

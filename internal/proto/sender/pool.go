@@ -2,7 +2,6 @@ package sender
 
 import (
 	"net"
-	"net/netip"
 	"sync"
 	"time"
 
@@ -19,7 +18,7 @@ const (
 // pooled is a connection and where it leads.
 type pooled struct {
 	*client.Conn
-	addr  netip.AddrPort
+	place place
 	raw   net.Conn
 	uses  int
 	since time.Time // idle since
@@ -31,8 +30,8 @@ type pool struct {
 	now func() time.Time
 
 	mu     sync.Mutex
-	idle   map[netip.AddrPort][]*pooled // the last is the one used last
-	count  int                          // in idle
+	idle   map[place][]*pooled // the last is the one used last
+	count  int                 // in idle
 	inUse  map[*pooled]bool
 	sweep  *time.Timer // runs while something is idle
 	epoch  int
@@ -40,7 +39,7 @@ type pool struct {
 }
 
 // open registers a new connection as in use; nil if the pool is closed.
-func (p *pool) open(addr netip.AddrPort, nc net.Conn, o client.Options) *pooled {
+func (p *pool) open(at place, nc net.Conn, o client.Options) *pooled {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
@@ -48,24 +47,24 @@ func (p *pool) open(addr netip.AddrPort, nc net.Conn, o client.Options) *pooled 
 	}
 	if p.inUse == nil {
 		p.inUse = map[*pooled]bool{}
-		p.idle = map[netip.AddrPort][]*pooled{}
+		p.idle = map[place][]*pooled{}
 	}
-	c := &pooled{Conn: client.New(nc, o), addr: addr, raw: nc, epoch: p.epoch}
+	c := &pooled{Conn: client.New(nc, o), place: at, raw: nc, epoch: p.epoch}
 	p.inUse[c] = true
 	return c
 }
 
-// take returns an idle connection to addr, or nil.
-func (p *pool) take(addr netip.AddrPort) *pooled {
+// take returns an idle connection, or nil.
+func (p *pool) take(at place) *pooled {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	list := p.idle[addr]
+	list := p.idle[at]
 	if len(list) == 0 {
 		return nil
 	}
 	c := list[len(list)-1]
 	list[len(list)-1] = nil
-	p.idle[addr] = list[:len(list)-1]
+	p.idle[at] = list[:len(list)-1]
 	p.count--
 	p.inUse[c] = true
 	return c
@@ -76,10 +75,10 @@ func (p *pool) put(c *pooled) {
 	c.uses++
 	p.mu.Lock()
 	delete(p.inUse, c)
-	keep := c.Usable() && c.uses < maxUses && p.count < maxIdle && !p.closed && c.epoch == p.epoch
+	keep := c.Usable() && c.uses < maxUses && c.place.asked != once && p.count < maxIdle && !p.closed && c.epoch == p.epoch
 	if keep {
 		c.since = p.now()
-		p.idle[c.addr] = append(p.idle[c.addr], c)
+		p.idle[c.place] = append(p.idle[c.place], c)
 		p.count++
 		if p.sweep == nil {
 			p.sweep = time.AfterFunc(sweepEach, p.clean)

@@ -47,15 +47,23 @@ func visible(name string) string {
 
 // Plan is where mail for a domain goes.
 type Plan struct {
-	Setting string          // "qmtproutes" or "smtproutes" if an entry there says so
+	Setting string          // "lmtproutes", "qmtproutes" or "smtproutes" if an entry there says so
 	Relay   smtproute.Relay // and what it says
 	QMTP    bool
+	LMTP    bool
 	Targets []smtproute.Target // in the order in which to try them
 	Refusal *client.Report     // or why there are none
 }
 
 // plan finds out where mail for a domain goes.
 func (s *Sender) plan(ctx context.Context, c *Config, domain string) (p Plan) {
+	if c.LMTP != nil {
+		if relay, routed := c.LMTP(domain); routed && !relay.Direct() {
+			p = Plan{Setting: "lmtproutes", Relay: relay, LMTP: true}
+			p.Targets, p.Refusal = s.relayTargets(ctx, relay)
+			return p
+		}
+	}
 	if c.QMTP != nil {
 		if relay, routed := c.QMTP(domain); routed && !relay.Direct() {
 			p = Plan{Setting: "qmtproutes", Relay: relay, QMTP: true}

@@ -1,6 +1,10 @@
 // Package sender takes a message to a domain: by control/smtproutes or the DNS to addresses, by an idle
 // connection or a new one to the first that speaks SMTP with us, and back with the words of qmail-remote. Where
-// control/qmtproutes has a relay for the domain it goes there by QMTP, with others over one connection.
+// control/qmtproutes has a relay for the domain it goes there by QMTP, with others over one connection, and where
+// control/lmtproutes has a server for it, by LMTP.
+//
+// control/tlspolicy says how much TLS a destination is asked for. A handshake that fails leads to plain text where the
+// policy is may, for that message only.
 //
 // An address that does not answer, a greeting that is not 220, a refused HELO or a session that ends before
 // the server has said anything to the message lead to the next address; once it has, its word counts
@@ -10,16 +14,19 @@ package sender
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"log/slog"
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
 
 	"qmail/internal/format/smtproute"
+	"qmail/internal/format/tlspolicy"
 	"qmail/internal/proto/smtp/client"
 	"qmail/internal/store/tcpto"
 	"qmail/internal/system/dns"
@@ -38,6 +45,9 @@ type Config struct {
 	Timeout        time.Duration // timeoutremote
 	// Route is the entry of smtproutes for a domain, QMTP that of qmtproutes, which counts first; nil has none.
 	Route, QMTP func(domain string) (smtproute.Relay, bool)
+	// LMTP is the entry of lmtproutes, which counts before all others; nil has none.
+	LMTP   func(domain string) (smtproute.Relay, bool)
+	Safety Safety
 }
 
 // World is what the machine gives.
@@ -126,14 +136,14 @@ func (s *Sender) Send(ctx context.Context, domain string, m *client.Message) cli
 	if p.QMTP {
 		return s.sendQMTP(ctx, c, p.Targets, m)
 	}
-	targets := p.Targets
-	if r, ok := s.overIdle(targets, m); ok {
+	w := &way{c, &p, domain}
+	if r, ok := s.overIdle(w, m); ok {
 		return r
 	}
 	last := verdict('Z', noConnect, n)
 	enough := s.world.Now().Add(searchFor)
-	for _, t := range targets {
-		r, next := s.tryTarget(ctx, c, t, m)
+	for _, t := range p.Targets {
+		r, next := s.tryTarget(ctx, w, t, m)
 		if r != nil {
 			last = *r
 		}
@@ -144,14 +154,27 @@ func (s *Sender) Send(ctx context.Context, domain string, m *client.Message) cli
 	return last
 }
 
+// way is where one message goes.
+type way struct {
+	*Config
+	*Plan
+	domain string
+}
+
+func (w *way) to(t smtproute.Target) (*client.Security, place) {
+	s := w.security(w.Plan, w.domain, t)
+	return s, placeOf(t.Addr, s, w.Plan.LMTP)
+}
+
 // overIdle uses a connection that is open to one of the best targets.
-func (s *Sender) overIdle(targets []smtproute.Target, m *client.Message) (client.Result, bool) {
-	for _, t := range targets {
-		if t.Preference != targets[0].Preference {
+func (s *Sender) overIdle(w *way, m *client.Message) (client.Result, bool) {
+	for _, t := range w.Targets {
+		if t.Preference != w.Targets[0].Preference {
 			break
 		}
+		_, where := w.to(t)
 		for {
-			conn := s.pool.take(t.Addr)
+			conn := s.pool.take(where)
 			if conn == nil {
 				break
 			}
@@ -167,31 +190,58 @@ func (s *Sender) overIdle(targets []smtproute.Target, m *client.Message) (client
 
 // tryTarget connects and delivers. next means that another target may do better; r is nil where there is nothing
 // to report.
-func (s *Sender) tryTarget(ctx context.Context, c *Config, t smtproute.Target, m *client.Message) (r *client.Result, next bool) {
+func (s *Sender) tryTarget(ctx context.Context, w *way, t smtproute.Target, m *client.Message) (r *client.Result, next bool) {
 	if s.slow.Skip(t.Addr.Addr(), s.world.Now()) {
 		return nil, true
 	}
-	nc, err := s.dial(ctx, c, t.Addr)
-	if err != nil {
-		if exhausted(err) {
-			s.world.Log.Error("cannot connect", "address", t.Addr, "error", err)
-			r := verdict('Z', noResources, len(m.Recipients))
-			return &r, false
-		}
-		return nil, true
+	security, where := w.to(t)
+	conn, r, next := s.connect(ctx, w, where, security, len(m.Recipients))
+	if conn != nil && conn.StartTLSFailed() {
+		// Mail in plain text is better than none, where the policy says so. That is for this message only.
+		s.world.Log.Warn("TLS failed, going on without", "address", t.Addr, "host", t.Host, "why", strings.TrimSpace(r.Message.Text))
+		s.pool.put(conn)
+		plain := *security
+		plain.Policy = tlspolicy.Policy{Level: tlspolicy.None}
+		conn, r, next = s.connect(ctx, w, place{where.addr, once}, &plain, len(m.Recipients))
 	}
-	conn := s.pool.open(t.Addr, nc, client.Options{Hello: c.Hello, Timeout: c.Timeout, Buffers: &s.buffers})
-	if conn == nil { // we are closed
-		nc.Close()
-		return nil, false
+	if conn == nil {
+		return r, next
 	}
 	defer s.pool.put(conn)
-	if hello := conn.Hello(); hello.Letter != 0 {
-		r := client.Failure(hello, len(m.Recipients))
-		return &r, true
+	if r != nil {
+		return r, next
 	}
 	result := conn.Deliver(m)
 	return &result, !result.Answered
+}
+
+// connect makes a connection and introduces us. What goes wrong is in r; conn is nil without a connection.
+func (s *Sender) connect(ctx context.Context, w *way, where place, security *client.Security, recipients int) (conn *pooled, r *client.Result, next bool) {
+	nc, err := s.dial(ctx, w.Config, where.addr)
+	if err != nil {
+		if exhausted(err) {
+			s.world.Log.Error("cannot connect", "address", where.addr, "error", err)
+			r := verdict('Z', noResources, recipients)
+			return nil, &r, false
+		}
+		return nil, nil, true
+	}
+	conn = s.pool.open(where, nc, client.Options{
+		Hello: w.Hello, Timeout: w.Timeout, Buffers: &s.buffers, Security: security, LMTP: w.Plan.LMTP,
+	})
+	if conn == nil { // we are closed
+		nc.Close()
+		return nil, nil, false
+	}
+	if hello := conn.Hello(); hello.Letter != 0 {
+		r := client.Failure(hello, recipients)
+		return conn, &r, true
+	}
+	if state, verified := conn.TLS(); state != nil {
+		s.world.Log.Info("connected with TLS", "address", where.addr, "host", security.Server, "version", tls.VersionName(state.Version),
+			"cipher", tls.CipherSuiteName(state.CipherSuite), "verified", verified)
+	}
+	return conn, nil, false
 }
 
 func (s *Sender) dial(ctx context.Context, c *Config, addr netip.AddrPort) (net.Conn, error) {

@@ -6,7 +6,7 @@
 // The daemon qmail-rspawn sends by the same package, proto/sender; this program is for scripts and for
 // operators who want to see.
 //
-// Control files: helohost, me, qmtproutes, resolvers, smtproutes, timeoutconnect, timeoutremote.
+// Control files: helohost, lmtproutes, me, qmtproutes, resolvers, smtplogins, smtproutes, timeoutconnect, timeoutremote, tlspolicy.
 package remote
 
 import (

@@ -6,8 +6,9 @@
 //
 // Questions to the DNS go over a link to qmail-resolve.
 //
-// Control files: helohost, me, qmtproutes, smtproutes, timeoutconnect, timeoutremote. All are read again on a
-// reload, where an error names file and line and keeps what was before.
+// Control files: helohost, lmtproutes, me, qmtproutes, smtplogins, smtproutes, timeoutconnect, timeoutremote, tlspolicy. All
+// are read again on a reload, where an error names file and line and keeps what was before. The certificates of the
+// authorities that the system believes are read once, at the start.
 //
 // Started by something else than our qmail-start it is the classic program: orders come on descriptor 0, reports go to
 // descriptor 1 (format/spawn), and for each recipient it runs a qmail-remote, with a file below queue/mess as its
@@ -16,6 +17,7 @@ package rspawn
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"io"
 	"log/slog"
@@ -58,11 +60,16 @@ func Main(ctx context.Context, e *env.Env, args []string) int {
 		log.Error("cannot start: unable to read controls", "err", err)
 		return 111
 	}
+	roots, err := x509.SystemCertPool()
+	if err != nil {
+		log.Warn("no certificate authority is known, so that no server can be verified", "err", err)
+		roots = x509.NewCertPool()
+	}
 	names := &resolve.Link{Now: e.Now}
 	defer names.Connect(nil)
 	resolver := dns.Over(names, e.Now)
 	defer resolver.Close()
-	s := &spawner{sender: sender.New(sender.Here(resolver, e.Now, log)), names: names, forget: resolver.Forget, dir: dir, log: log, home: e.Home, replaced: e.Get("QMAILREMOTE")}
+	s := &spawner{sender: sender.New(sender.Here(resolver, e.Now, log)), names: names, forget: resolver.Forget, roots: roots, dir: dir, log: log, home: e.Home, replaced: e.Get("QMAILREMOTE")}
 	s.vars = []string{"QMAILHOME=" + e.Home}
 	if path, set := e.Lookup("PATH"); set {
 		s.vars = append(s.vars, "PATH="+path)
@@ -86,6 +93,7 @@ type spawner struct {
 	sender *sender.Sender
 	names  *resolve.Link
 	forget func() // what is remembered of the DNS
+	roots  *x509.CertPool
 	dir    control.Dir
 	log    *slog.Logger
 	links  sync.WaitGroup
@@ -100,6 +108,7 @@ func (s *spawner) apply(config *sender.Config) {
 	if config.Hello == "" {
 		s.log.Error("neither control/helohost nor control/me exists; all remote mail waits")
 	}
+	config.Safety.Roots = s.roots
 	s.sender.Configure(config)
 }
 

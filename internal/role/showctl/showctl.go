@@ -147,6 +147,9 @@ func (s *state) fill(dir control.Dir, b []byte) {
 			}
 		case one || text != "" && text[0] != '#':
 			trouble = s.line(text)
+			if s.Form == control.Secret {
+				text = "(not shown)"
+			}
 			s.value = append(s.value, text)
 		}
 		if trouble != "" && len(s.troubles) < 10 {

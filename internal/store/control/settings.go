@@ -11,6 +11,7 @@ const (
 	Database Form = 'd' // a cdb file
 	Source   Form = 'f' // a file from which a program makes a database
 	Text     Form = 't' // all of it
+	Secret   Form = 'p' // a value per line, to be shown to nobody
 )
 
 // Setting is one control file: what it means, who reads it, and what counts without it.
@@ -50,6 +51,7 @@ func Settings() []Setting {
 		{"helohost", OneLine, true, "", "remote rspawn", "the name by which we greet other machines"},
 		{"idhost", OneLine, true, "idhost", "inject", "the host in message ids"},
 		{"listen", Lines, false, "", "start", "sockets to listen at: SERVICE ADDRESS:PORT"},
+		{"lmtproutes", Pairs, false, "", "remote rspawn", "where mail for some domains goes by LMTP: domain:server[:port]"},
 		{"localiphost", OneLine, true, "", "smtpd", "the host that our own addresses in brackets stand for"},
 		{"locals", Lines, true, "", "send", "domains whose mail is delivered on this machine"},
 		{"maxmemory", Number, false, "268435456", "smtpd qmtpd qmqpd", "memory for what clients send, all sessions together, in bytes"},
@@ -72,12 +74,14 @@ func Settings() []Setting {
 		{"relayclients", Lines, false, "", "smtpd qmtpd", "networks whose mail is taken for any domain"},
 		{"resolvers", Lines, false, "those of /etc/resolv.conf", "resolve remote tcp-env", "DNS resolvers to ask: ADDRESS or ADDRESS:PORT"},
 		{"smtpgreeting", OneLine, true, "", "smtpd", "what SMTP clients are greeted with"},
+		{"smtplogins", Secret, false, "", "remote rspawn", "what relays of smtproutes know us by: relay[:port] name password"},
 		{"smtproutes", Pairs, false, "", "remote rspawn", "where mail for some domains goes: domain:relay[:port]"},
 		{"timeoutconnect", Number, false, "60", "remote rspawn", "seconds in which another machine must accept a connection"},
 		{"timeoutremote", Number, false, "1200", "remote rspawn", "seconds in which another machine must answer"},
 		{"timeoutsmtpd", Number, false, "1200", "smtpd", "seconds in which an SMTP client must go on"},
 		{"timeouttls", Number, false, "20", "smtpd qmtpd qmqpd popup", "seconds that a TLS handshake may take"},
 		{"tlsclients", Lines, false, "", "smtpd qmtpd", "clients that may send anywhere by their certificates: an e-mail address in one that clientca.pem has signed, or sha256:FINGERPRINT"},
+		{"tlspolicy", Pairs, false, "", "remote rspawn", "how much TLS destinations are asked for: domain:none, may, encrypt, verify [name ...] or fingerprint sha256:..."},
 		{"virtualdomains", Pairs, false, "", "send", "domains whose mail goes to users of this machine: domain:prefix"},
 		{"warnlifetime", Number, false, "0", "send", "the age at which senders are told that their mail is late, in seconds; 0 is never"},
 	}
