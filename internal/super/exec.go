@@ -31,15 +31,20 @@ func present(table []process, ids map[string]identity, log *slog.Logger) (list [
 type identity struct{ uid, gid uint32 }
 
 // identities finds the users of the table; it returns nil if we are not root and cannot become anybody.
-func identities(table []process) (map[string]identity, error) {
+func identities(table []process, log *slog.Logger) (map[string]identity, error) {
 	if os.Geteuid() != 0 {
 		return nil, nil
 	}
 	ids := map[string]identity{}
 	for _, p := range table {
 		u, err := user.Lookup(p.user)
-		if _, unknown := errors.AsType[user.UnknownUserError](err); unknown && p.spare {
+		_, unknown := errors.AsType[user.UnknownUserError](err)
+		if unknown && p.spare {
 			continue
+		}
+		if unknown && p.instead != "" {
+			log.Warn(fmt.Sprintf("qmail-%s runs as %s: there is no user %s (as root, qmail init makes the users)", p.name, p.instead, p.user))
+			u, err = user.Lookup(p.instead)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("qmail-%s has to run as %s: %w (as root, qmail init makes the users)", p.name, p.user, err)

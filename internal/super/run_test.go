@@ -150,8 +150,8 @@ func TestRolesStartInOrderEachWhenTheOneBeforeIsReady(t *testing.T) {
 		g.birth = func(a *actor) { time.AfterFunc(time.Second, a.ready) }
 	}
 	g, code := play(t, setUp, func(*stage, chan<- os.Signal) { pass(time.Minute) })
-	g.expect(t, "0 send starts", "1 lspawn starts", "2 rspawn starts", "3 keyd starts", "4 smtpd starts",
-		"60 smtpd ends", "60 send ends", "60 lspawn ends", "60 rspawn ends", "60 keyd ends")
+	g.expect(t, "0 send starts", "1 lspawn starts", "2 resolve starts", "3 rspawn starts", "4 keyd starts", "5 smtpd starts",
+		"60 smtpd ends", "60 send ends", "60 lspawn ends", "60 resolve ends", "60 rspawn ends", "60 keyd ends")
 	g.logged(t, "qmail-start: ready\n", 1)
 	if code != 0 {
 		t.Errorf("exit code %d", code)
@@ -172,8 +172,8 @@ func TestARoleThatIsNotReadyHoldsTheOthersUpForALimitedTime(t *testing.T) {
 		g.cast["lspawn"].ready()
 		synctest.Wait()
 	})
-	g.expect(t, "0 send starts", "0 lspawn starts", "30 rspawn starts", "30 keyd starts", "30 smtpd starts",
-		"60 smtpd ends", "60 send ends", "60 lspawn ends", "60 rspawn ends", "60 keyd ends")
+	g.expect(t, "0 send starts", "0 lspawn starts", "30 resolve starts", "30 rspawn starts", "30 keyd starts", "30 smtpd starts",
+		"60 smtpd ends", "60 send ends", "60 lspawn ends", "60 resolve ends", "60 rspawn ends", "60 keyd ends")
 	g.logged(t, "qmail-lspawn is not ready after 30s; going on without", 1)
 	g.logged(t, "qmail-start: ready\n", 1)
 }
@@ -181,11 +181,12 @@ func TestARoleThatIsNotReadyHoldsTheOthersUpForALimitedTime(t *testing.T) {
 func TestEveryRoleGetsItsSocketsAndBothEndsOfALinkAreTold(t *testing.T) {
 	play(t, nothing, func(g *stage, hup chan<- os.Signal) {
 		want := map[string]string{
-			"send":   "A enqueue, A admin, L lspawn, L rspawn, L smtpd",
-			"keyd":   "L smtpd",
-			"lspawn": "L send",
-			"rspawn": "L send",
-			"smtpd":  "L send, L keyd, A smtp",
+			"send":    "A enqueue, A admin, L lspawn, L rspawn, L smtpd",
+			"keyd":    "L smtpd",
+			"lspawn":  "L send",
+			"resolve": "L rspawn",
+			"rspawn":  "L send, L resolve",
+			"smtpd":   "L send, L keyd, A smtp",
 		}
 		for name, orders := range want {
 			if got := strings.Join(g.cast[name].orders, ", "); got != orders {
@@ -197,13 +198,13 @@ func TestEveryRoleGetsItsSocketsAndBothEndsOfALinkAreTold(t *testing.T) {
 		if got := strings.Join(g.cast["send"].orders, ", "); got != want["send"]+", L rspawn" {
 			t.Errorf("after rspawn came back, send has got %s", got)
 		}
-		if got := strings.Join(g.cast["rspawn"].orders, ", "); got != "L send" {
+		if got := strings.Join(g.cast["rspawn"].orders, ", "); got != "L send, L resolve" {
 			t.Errorf("the new rspawn got %s", got)
 		}
 		g.cast["send"].die(exit{1, "exit status 1"})
 		synctest.Wait()
-		for _, name := range []string{"lspawn", "rspawn"} {
-			if got := strings.Join(g.cast[name].orders, ", "); got != "L send, L send" {
+		for name, want := range map[string]string{"lspawn": "L send, L send", "rspawn": "L send, L resolve, L send"} {
+			if got := strings.Join(g.cast[name].orders, ", "); got != want {
 				t.Errorf("after send came back, %s has got %s", name, got)
 			}
 		}
@@ -245,13 +246,13 @@ func TestAMinuteOfLifeForgivesEarlierDeaths(t *testing.T) {
 		g.cast["send"].die(exit{-1, "signal: killed"})
 		synctest.Wait()
 	})
-	g.expect(t, "100 send ends", "100 send starts", "100 smtpd ends", "100 send ends", "100 lspawn ends", "100 rspawn ends", "100 keyd ends")
+	g.expect(t, "100 send ends", "100 send starts", "100 smtpd ends", "100 send ends", "100 lspawn ends", "100 resolve ends", "100 rspawn ends", "100 keyd ends")
 }
 
 func TestAStartThatFailsIsTriedAgain(t *testing.T) {
 	g, _ := play(t, func(g *stage) { g.broken = 3 }, func(*stage, chan<- os.Signal) { pass(time.Second) })
-	g.expect(t, "0 send fails", "0 send fails", "0.1 send fails", "0.3 send starts", "0.3 lspawn starts", "0.3 rspawn starts", "0.3 keyd starts",
-		"0.3 smtpd starts", "1 smtpd ends", "1 send ends", "1 lspawn ends", "1 rspawn ends", "1 keyd ends")
+	g.expect(t, "0 send fails", "0 send fails", "0.1 send fails", "0.3 send starts", "0.3 lspawn starts", "0.3 resolve starts", "0.3 rspawn starts", "0.3 keyd starts",
+		"0.3 smtpd starts", "1 smtpd ends", "1 send ends", "1 lspawn ends", "1 resolve ends", "1 rspawn ends", "1 keyd ends")
 	g.logged(t, "qmail-send could not be started: no more processes; restarting in 100ms", 1)
 }
 
@@ -267,7 +268,7 @@ func TestARoleThatRefusesToStartAtFirstStopsAll(t *testing.T) {
 			}
 		}
 		g, got := play(t, setUp, func(*stage, chan<- os.Signal) {})
-		g.expect(t, "0 send starts", "0 lspawn starts", "0 rspawn starts", "0 rspawn ends", "0 send ends", "0 lspawn ends")
+		g.expect(t, "0 send starts", "0 lspawn starts", "0 resolve starts", "0 rspawn starts", "0 rspawn ends", "0 send ends", "0 lspawn ends", "0 resolve ends")
 		g.logged(t, "qmail-start: alert: qmail-rspawn refuses to start: exit status", 1)
 		if got != 111 {
 			t.Errorf("exit code %d", got)
@@ -296,7 +297,7 @@ func TestARoleThatRefusesToStartLaterIsRetriedAndTheOthersGoOn(t *testing.T) {
 	})
 	g.expect(t, "0 lspawn ends", "0 lspawn starts", "0 lspawn ends", "0.1 lspawn starts", "0.1 lspawn ends", "0.3 lspawn starts",
 		"0.3 lspawn ends", "0.7 lspawn starts", "0.7 lspawn ends", "1.5 lspawn starts",
-		"10 smtpd ends", "10 send ends", "10 lspawn ends", "10 rspawn ends", "10 keyd ends")
+		"10 smtpd ends", "10 send ends", "10 lspawn ends", "10 resolve ends", "10 rspawn ends", "10 keyd ends")
 	if code != 0 {
 		t.Errorf("exit code %d", code)
 	}
@@ -307,8 +308,8 @@ func TestARoleThatDoesNotStopIsKilledBeforeTheDeadline(t *testing.T) {
 		g.birth = func(a *actor) { a.deaf = a.name != "rspawn"; go a.ready() }
 	}
 	g, code := play(t, setUp, func(*stage, chan<- os.Signal) {})
-	g.expect(t, "0 send starts", "0 lspawn starts", "0 rspawn starts", "0 keyd starts", "0 smtpd starts",
-		"16 smtpd ends", "26 send ends", "26 rspawn ends", "30 lspawn ends", "30 keyd ends")
+	g.expect(t, "0 send starts", "0 lspawn starts", "0 resolve starts", "0 rspawn starts", "0 keyd starts", "0 smtpd starts",
+		"16 smtpd ends", "26 send ends", "26 rspawn ends", "30 lspawn ends", "30 resolve ends", "30 keyd ends")
 	if code != 0 {
 		t.Errorf("exit code %d", code)
 	}
@@ -364,6 +365,6 @@ func TestAServerWithoutASocketDoesNotRun(t *testing.T) {
 		g.cast["qmtpd"].die(exit{2, "exit status 2"})
 		pass(time.Minute)
 	})
-	g.expect(t, "0 send starts", "0 lspawn starts", "0 rspawn starts", "0 keyd starts", "1 qmtpd starts", "3 qmtpd ends",
-		"63 send ends", "63 lspawn ends", "63 rspawn ends", "63 keyd ends")
+	g.expect(t, "0 send starts", "0 lspawn starts", "0 resolve starts", "0 rspawn starts", "0 keyd starts", "1 qmtpd starts", "3 qmtpd ends",
+		"63 send ends", "63 lspawn ends", "63 resolve ends", "63 rspawn ends", "63 keyd ends")
 }

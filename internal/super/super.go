@@ -78,7 +78,7 @@ func keepToOurselves() error {
 
 // prepare checks the home, binds the sockets and finds the users. done undoes it.
 func prepare(e *env.Env, old classic, log *slog.Logger) (s *super, done func(), err error) {
-	ids, err := identities(table)
+	ids, err := identities(table, log)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -5,6 +5,8 @@ type process struct {
 	name string
 	// user is whom it runs as in privileged mode; group is the user's own unless named.
 	user, group string
+	// instead is whom it runs as where user, who is younger than qmail, is missing.
+	instead string
 	// spare says that the others can do without it where its user, who is younger than qmail, is missing.
 	spare bool
 	// links are the roles it talks to over a socket pair. Each pair is named at one of its ends only.
@@ -23,7 +25,8 @@ type process struct {
 var table = []process{
 	{name: "send", user: "qmails", doors: []string{"enqueue", "admin"}, keeps: []string{"QMAILREMOTE"}, stop: 1},
 	{name: "lspawn", user: "root", group: "qmail", links: []string{"send"}, keeps: []string{"QMAILLOCAL"}, stop: 2},
-	{name: "rspawn", user: "qmailr", links: []string{"send"}, keeps: []string{"QMAILREMOTE"}, stop: 2},
+	{name: "resolve", user: "qmailn", instead: "qmailr", stop: 2},
+	{name: "rspawn", user: "qmailr", links: []string{"send", "resolve"}, keeps: []string{"QMAILREMOTE"}, stop: 2},
 	{name: "keyd", user: "qmailk", spare: true, stop: 2},
 	{name: "smtpd", user: "qmaild", links: []string{"keyd", "send"}, services: []string{"smtp"}, stop: 0},
 	{name: "qmtpd", user: "qmaild", links: []string{"send"}, services: []string{"qmtp"}, stop: 0},
