@@ -108,7 +108,7 @@ func (g *stage) reload() ([]socket, error) {
 func play(t *testing.T, setUp func(g *stage), script func(g *stage, hup chan<- os.Signal)) (g *stage, code int) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		g = &stage{t: t, began: time.Now(), cast: map[string]*actor{}, none: []string{"qmtp", "qmqp", "pop3"}}
+		g = &stage{t: t, began: time.Now(), cast: map[string]*actor{}, none: []string{"qmtp", "qmtps", "qmqp", "qmqps", "pop3", "pop3s"}}
 		setUp(g)
 		hup, stop := make(chan os.Signal, 1), make(chan os.Signal, 1)
 		e := &env.Env{Stderr: &g.log}

@@ -29,7 +29,7 @@ var table = []process{
 	{name: "rspawn", user: "qmailr", links: []string{"send", "resolve"}, keeps: []string{"QMAILREMOTE"}, stop: 2},
 	{name: "keyd", user: "qmailk", spare: true, stop: 2},
 	{name: "smtpd", user: "qmaild", links: []string{"keyd", "send"}, services: []string{"smtp"}, stop: 0},
-	{name: "qmtpd", user: "qmaild", links: []string{"send"}, services: []string{"qmtp"}, stop: 0},
-	{name: "qmqpd", user: "qmaild", links: []string{"send"}, services: []string{"qmqp"}, stop: 0},
-	{name: "popup", user: "qmaild", services: []string{"pop3"}, stop: 0},
+	{name: "qmtpd", user: "qmaild", links: []string{"keyd", "send"}, services: []string{"qmtp", "qmtps"}, stop: 0},
+	{name: "qmqpd", user: "qmaild", links: []string{"keyd", "send"}, services: []string{"qmqp", "qmqps"}, stop: 0},
+	{name: "popup", user: "qmaild", links: []string{"keyd"}, services: []string{"pop3", "pop3s"}, stop: 0},
 }

@@ -15,10 +15,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"qmail/internal/proto/inlet"
+	"qmail/internal/proto/keyd"
 	"qmail/internal/proto/pop3"
 	"qmail/internal/store/control"
 	"qmail/internal/system/env"
 	"qmail/internal/system/ipc"
+	"qmail/internal/system/secure"
 	"qmail/internal/system/serve"
 )
 
@@ -38,6 +41,7 @@ type config struct {
 	program []string // and what it is to run
 	host    string
 	limits  serve.Limits
+	tls     secure.Settings
 }
 
 var errNoProgram = errors.New("control/pop3checkpassword names no program, so nobody could log in")
@@ -60,6 +64,10 @@ func readConfig(home string) (*config, error) {
 	if err != nil {
 		return nil, err
 	}
+	if c.tls, err = inlet.LoadTLS(dir); err != nil {
+		return nil, err
+	}
+	c.tls.Clients = false // nobody logs in by a certificate
 	client, err := dir.Int("pop3perclient", perClient)
 	c.limits = serve.Limits{Total: int(min(total, 1<<16)), PerClient: int(min(client, 1<<16))}
 	return c, err
@@ -69,6 +77,8 @@ func readConfig(home string) (*config, error) {
 type listener struct {
 	serve.Daemon
 	config   atomic.Pointer[config]
+	keys     keyd.Agent
+	tls      secure.Server
 	count    atomic.Uint64
 	throttle throttle
 	grace    time.Duration // of sessions when we are told to stop
@@ -101,8 +111,10 @@ func newListener(e *env.Env, c *config) *listener {
 				link.Close() // nobody to talk to
 			}
 		},
-		Reload: l.reload,
+		Partner: l.keys.Partner, Reload: l.reload,
 	}
+	l.keys.Changed = func(list []keyd.Certificate) { l.tls.Use(keyd.Served(list)) }
+	l.tls.Settings = func() secure.Settings { return l.config.Load().tls }
 	return l
 }
 
@@ -119,32 +131,47 @@ func (l *listener) reload() {
 func (l *listener) session(ctx context.Context, service string, conn net.Conn, client netip.Addr) {
 	c := l.config.Load()
 	defer context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Unix(1, 0)) })() // who has not logged in can come again
-	login := &pop3.Login{Banner: fmt.Sprintf("<%d.%d.%d@%s>", os.Getpid(), l.Env.Now().Unix(), l.count.Add(1), c.host)}
-	creds, _, err := pop3.Authorize(ctx, conn, login, pop3.Rules{Total: loginTime})
+	stream := pop3.Conn(conn)
+	if serve.Encrypted(service) {
+		var err error
+		if stream, err = l.handshake(ctx, conn); err != nil {
+			l.Refusals.Note(client.String(), service, "TLS: "+err.Error())
+			return
+		}
+	}
+	login := &pop3.Login{
+		Banner: fmt.Sprintf("<%d.%d.%d@%s>", os.Getpid(), l.Env.Now().Unix(), l.count.Add(1), c.host),
+		STLS:   !serve.Encrypted(service) && l.tls.Ready(),
+	}
+	creds, stream, err := pop3.Authorize(ctx, stream, login, pop3.Rules{Total: loginTime, StartTLS: l.handshake})
+	defer hangUp(conn, stream)
 	if err != nil || creds == nil {
 		return
 	}
 	if !l.throttle.take(client, time.Now()) {
-		l.refuse(conn, client, creds, "too many failed logins, try again later")
+		l.refuse(stream, client, creds, "too many failed logins, try again later")
 		return
 	}
-	if refusal := l.admit(ctx, c, conn, creds, login.Banner); refusal != "" {
+	if refusal := l.admit(ctx, c, conn, stream, creds, login.Banner); refusal != "" {
 		if refusal != failed { // no guess was wrong
 			l.throttle.give(client)
 		}
-		l.refuse(conn, client, creds, refusal)
+		l.refuse(stream, client, creds, refusal)
 		return
 	}
 	l.throttle.give(client)
 }
 
-func (l *listener) refuse(conn net.Conn, client netip.Addr, creds *pop3.Credentials, text string) {
+func (l *listener) refuse(conn pop3.Conn, client netip.Addr, creds *pop3.Credentials, text string) {
 	pop3.Refuse(conn, text)
 	l.Refusals.Note(client.String(), "login "+creds.User, text)
 }
 
 // admit is the function of that name for a connection that this process has, too.
-func (l *listener) admit(ctx context.Context, c *config, conn net.Conn, creds *pop3.Credentials, banner string) string {
+func (l *listener) admit(ctx context.Context, c *config, conn net.Conn, stream pop3.Conn, creds *pop3.Credentials, banner string) string {
+	if stream != pop3.Conn(conn) {
+		return l.admitTunnel(ctx, c, conn, stream, creds, banner)
+	}
 	file, err := fileOf(conn)
 	if err != nil {
 		return later
@@ -159,6 +186,20 @@ func (l *listener) admit(ctx context.Context, c *config, conn net.Conn, creds *p
 	refusal := admit(context.WithoutCancel(ctx), c.program, l.vars(conn), creds, banner, file, file, stderr)
 	setBlocking(false, file)
 	return refusal
+}
+
+// admitTunnel is admit for a connection that only we can read.
+func (l *listener) admitTunnel(ctx context.Context, c *config, conn net.Conn, stream pop3.Conn, creds *pop3.Credentials, banner string) string {
+	t, err := newTunnel(stream)
+	if err != nil {
+		return later
+	}
+	defer t.close()
+	stderr, _ := l.Env.Stderr.(*os.File)
+	timer := time.AfterFunc(sessionTime, t.cut)
+	defer timer.Stop()
+	defer context.AfterFunc(ctx, func() { timer.Reset(l.grace) })()
+	return admit(context.WithoutCancel(ctx), c.program, l.vars(conn), creds, banner, t.file, t.file, stderr)
 }
 
 func fileOf(conn net.Conn) (*os.File, error) {

@@ -23,15 +23,18 @@ import (
 	"qmail/internal/check/relay"
 	"qmail/internal/format/received"
 	"qmail/internal/proto/inlet"
+	"qmail/internal/proto/keyd"
 	"qmail/internal/proto/qmqp"
 	"qmail/internal/store/control"
 	"qmail/internal/system/env"
+	"qmail/internal/system/secure"
 	"qmail/internal/system/serve"
 )
 
 // Config is what the control files say. It is replaced whole, never changed.
 type Config struct {
 	inlet.Bounds
+	TLS     secure.Settings
 	Me      string // our name in Received
 	Clients relay.Networks
 	Listed  bool // there is a list of clients
@@ -53,6 +56,10 @@ func ReadConfig(e *env.Env) (*Config, error) {
 	if c.Clients, c.Listed, err = relay.LoadNetworks(dir, "qmqpclients"); err != nil {
 		return nil, err
 	}
+	if c.TLS, err = inlet.LoadTLS(dir); err != nil {
+		return nil, err
+	}
+	c.TLS.Clients = false // who may come is said by their networks
 	c.Bounds, err = inlet.LoadBounds(dir)
 	return c, err
 }
@@ -81,6 +88,8 @@ type role struct {
 	serve.Daemon
 	config atomic.Pointer[Config]
 	link   inlet.Link
+	keys   keyd.Agent
+	tls    secure.Server
 	server qmqp.Server
 }
 
@@ -93,8 +102,10 @@ func newRole(e *env.Env, config *Config) *role {
 		Env: e, Log: log, Refusals: serve.NewRefusals(log),
 		Limits:  func() serve.Limits { return r.config.Load().Limits },
 		Welcome: func(client netip.Addr) bool { return r.config.Load().Clients.Has(client) },
-		Session: r.session, Connect: r.link.Connect, Reload: r.reload,
+		Session: r.session, Connect: r.link.Connect, Partner: r.keys.Partner, Reload: r.reload,
 	}
+	r.keys.Changed = func(list []keyd.Certificate) { r.tls.Use(keyd.Served(list)) }
+	r.tls.Settings = func() secure.Settings { return r.config.Load().TLS }
 	r.server = newServer(&r.link, e, r.Refusals)
 	r.server.Hold = r.link.Hold
 	return r
@@ -121,7 +132,17 @@ func (r *role) reload() {
 
 // session holds one.
 func (r *role) session(ctx context.Context, service string, conn net.Conn, client netip.Addr) {
-	r.server.Serve(ctx, conn, &received.From{IP: client.String(), Local: r.config.Load().Me}) // the client knows how it ended
+	from := &received.From{IP: client.String(), Local: r.config.Load().Me}
+	stream := qmqp.Stream(conn)
+	if serve.Encrypted(service) {
+		c, state, err := r.tls.Handshake(ctx, conn, false)
+		if err != nil {
+			r.Refusals.Note(from.IP, service, "TLS: "+err.Error())
+			return
+		}
+		stream, from.TLS = c, state.Clause()
+	}
+	r.server.Serve(ctx, stream, from) // the client knows how it ended
 }
 
 // classic serves the connection that tcpserver, inetd or systemd gave us.

@@ -11,17 +11,20 @@ import (
 	"qmail/internal/proto/qmtp"
 	"qmail/internal/store/control"
 	"qmail/internal/system/env"
+	"qmail/internal/system/secure"
 	"qmail/internal/system/serve"
 )
 
 // Config is what the control files and the environment say. It is replaced whole, never changed.
 type Config struct {
 	inlet.Bounds
+	TLS     secure.Settings
 	Session qmtp.Config
 	Me      string // our name in Received
 
 	relay       *relay.Policy
 	relayClient *string // RELAYCLIENT
+	clients     relay.Certificates
 }
 
 // What holds where no file says otherwise.
@@ -49,6 +52,12 @@ func ReadConfig(e *env.Env) (*Config, error) {
 	}
 	if value, set := e.Lookup("RELAYCLIENT"); set {
 		c.relayClient = &value
+	}
+	if c.clients, err = relay.LoadCertificates(dir); err != nil {
+		return nil, err
+	}
+	if c.TLS, err = inlet.LoadTLS(dir); err != nil {
+		return nil, err
 	}
 	if c.Bounds, err = inlet.LoadBounds(dir); err != nil {
 		return nil, err

@@ -24,8 +24,10 @@ import (
 
 	"qmail/internal/format/received"
 	"qmail/internal/proto/inlet"
+	"qmail/internal/proto/keyd"
 	"qmail/internal/proto/qmtp"
 	"qmail/internal/system/env"
+	"qmail/internal/system/secure"
 	"qmail/internal/system/serve"
 )
 
@@ -53,6 +55,8 @@ type role struct {
 	serve.Daemon
 	config atomic.Pointer[Config]
 	link   inlet.Link
+	keys   keyd.Agent
+	tls    secure.Server
 	server qmtp.Server
 }
 
@@ -64,8 +68,10 @@ func newRole(e *env.Env, config *Config) *role {
 	r.Daemon = serve.Daemon{
 		Env: e, Log: log, Refusals: serve.NewRefusals(log),
 		Limits:  func() serve.Limits { return r.config.Load().Limits },
-		Session: r.session, Connect: r.link.Connect, Reload: r.reload,
+		Session: r.session, Connect: r.link.Connect, Partner: r.keys.Partner, Reload: r.reload,
 	}
+	r.keys.Changed = func(list []keyd.Certificate) { r.tls.Use(keyd.Served(list)) }
+	r.tls.Settings = func() secure.Settings { return r.config.Load().TLS }
 	r.server = newServer(&r.link, func() *qmtp.Config { return &r.config.Load().Session }, e, r.Refusals)
 	r.server.Hold = r.link.Hold
 	return r
@@ -98,7 +104,21 @@ func (r *role) session(ctx context.Context, service string, conn net.Conn, clien
 	if client.IsValid() {
 		from.IP = client.String()
 	}
-	r.server.Serve(ctx, conn, config.peer(from, client)) // why it ended is of interest to the client only
+	stream := qmtp.Stream(conn)
+	var state *secure.State
+	if serve.Encrypted(service) {
+		c, s, err := r.tls.Handshake(ctx, conn, false)
+		if err != nil {
+			r.Refusals.Note(from.IP, service, "TLS: "+err.Error())
+			return
+		}
+		stream, state, from.TLS = c, s, s.Clause()
+	}
+	peer := config.peer(from, client)
+	if peer.Relay == nil && config.clients.Has(state, r.Env.Now()) {
+		peer.Relay = new(string)
+	}
+	r.server.Serve(ctx, stream, peer) // why it ended is of interest to the client only
 }
 
 // classic serves the connection that tcpserver, inetd or systemd gave us.

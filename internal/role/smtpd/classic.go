@@ -54,6 +54,7 @@ func single(ctx context.Context, e *env.Env, conn server.Stream, queue server.Qu
 	v := server.Server{
 		Settings: func() *server.Config { return &config.Session }, Queue: queue, Now: e.Now,
 		StartTLS: startTLS(&tls),
+		Secured:  func(p *server.Peer) { config.secured(p, e.Now()); refusals.Say(tlsLine(p)) },
 		Refused:  func(p *server.Peer, command, reply string) { refusals.Note(p.IP, command, reply) },
 	}
 	if err := v.Serve(ctx, conn, config.peer(inlet.Peer(e, remote, local))); err != nil {

@@ -26,6 +26,7 @@ type Config struct {
 	relay       *relay.Policy
 	relayClient *string // RELAYCLIENT
 	anyHelo     bool    // NOBADHELO
+	clients     relay.Certificates
 }
 
 // What holds where no file says otherwise.
@@ -52,6 +53,9 @@ func ReadConfig(e *env.Env, own []netip.Addr) (*Config, error) {
 	c := &Config{}
 	var err error
 	if c.relay, err = relay.Load(dir, own); err != nil {
+		return nil, err
+	}
+	if c.clients, err = relay.LoadCertificates(dir); err != nil {
 		return nil, err
 	}
 	if c.Me, err = dir.LineOr("me", ""); err != nil {
@@ -116,6 +120,13 @@ func (c *Config) peer(from received.From, address netip.Addr) *server.Peer {
 		p.Relay = new(string)
 	}
 	return p
+}
+
+// secured gives a peer the right that its certificate brings.
+func (c *Config) secured(p *server.Peer, now time.Time) {
+	if p.Relay == nil && c.clients.Has(p.TLS, now) {
+		p.Relay = new(string)
+	}
 }
 
 // Sender is server.Policy.

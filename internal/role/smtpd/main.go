@@ -83,6 +83,7 @@ func newRole(e *env.Env, config *Config, own []netip.Addr) *role {
 	r.server = server.Server{
 		Settings: func() *server.Config { return &r.config.Load().Session },
 		StartTLS: startTLS(&r.tls),
+		Secured:  r.secured,
 		Queue:    door{&r.link},
 		Now:      e.Now,
 		Hold:     r.link.Hold,
@@ -107,6 +108,12 @@ func (r *role) take(config *Config) {
 	r.config.Store(config)
 }
 
+// secured is told of a client that runs in TLS by now.
+func (r *role) secured(p *server.Peer) {
+	r.config.Load().secured(p, r.Env.Now())
+	r.Refusals.Say(tlsLine(p))
+}
+
 // session holds one.
 func (r *role) session(ctx context.Context, service string, conn net.Conn, client netip.Addr) {
 	config := r.config.Load()
@@ -114,5 +121,16 @@ func (r *role) session(ctx context.Context, service string, conn net.Conn, clien
 	if client.IsValid() {
 		from.IP = client.String()
 	}
-	r.server.Serve(ctx, conn, config.peer(from, client)) // why it ended is of interest to the client only
+	peer := config.peer(from, client)
+	stream := server.Stream(conn)
+	if serve.Encrypted(service) {
+		c, state, err := r.tls.Handshake(ctx, conn, true)
+		if err != nil {
+			r.Refusals.Note(peer.IP, service, "TLS: "+err.Error())
+			return
+		}
+		stream, peer.TLS = c, state
+		r.secured(peer)
+	}
+	r.server.Serve(ctx, stream, peer) // why it ended is of interest to the client only
 }

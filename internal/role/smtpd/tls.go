@@ -2,6 +2,8 @@ package smtpd
 
 import (
 	"context"
+	"crypto/sha256"
+	"fmt"
 
 	"qmail/internal/proto/smtp/server"
 	"qmail/internal/store/keys"
@@ -18,6 +20,18 @@ func startTLS(v *secure.Server) func(context.Context, server.Stream) (server.Str
 		}
 		return conn, state, nil
 	}
+}
+
+// tlsLine is what the log hears of a handshake.
+func tlsLine(p *server.Peer) string {
+	line := "tls " + p.IP + ": " + p.TLS.Clause()
+	if c := p.TLS.Client(); c != nil {
+		line += fmt.Sprintf(" client sha256:%x", sha256.Sum256(c.Raw))
+		if p.Relay != nil {
+			line += " may relay"
+		}
+	}
+	return line
 }
 
 // ownKeys are the certificates of a process that serves one connection: those that it can read itself, as under the

@@ -40,6 +40,15 @@ func (r *Refusals) Note(ip, command, answer string) {
 	}
 }
 
+// Say tells of something else that is worth a line. The text is ours. It never waits.
+func (r *Refusals) Say(line string) {
+	select {
+	case r.lines <- line:
+	default:
+		r.dropped.Add(1)
+	}
+}
+
 // RefusalLine quotes what the stranger wrote, so that it cannot be taken for ours.
 func RefusalLine(ip, command, answer string) string {
 	if ip == "" {
