@@ -65,6 +65,7 @@ import (
 	"qmail/internal/role/tcpenv"
 	"qmail/internal/role/tcpto"
 	"qmail/internal/super"
+	"qmail/internal/super/rights"
 	"qmail/internal/system/env"
 )
 
@@ -189,6 +190,12 @@ func run(p program, args []string) int {
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", p.link, err)
 		return exitLater
+	}
+	if walls {
+		if err := rights.Enter(p.link, args, e); err != nil {
+			e.Log(p.link).Error("cannot start: the walls cannot be built", "err", err)
+			return exitLater
+		}
 	}
 	ctx := context.Background()
 	if p.signals {

@@ -10,6 +10,9 @@ import (
 	"runtime/pprof"
 )
 
+// walls says that the roles of qmail start are walled in. A profile is a file that none of them may write.
+const walls = false
+
 // profile writes a processor profile of this program to the directory that QMAILPROFILE names, and at the end what it
 // allocated. Only a build with the tag "profile" does so, since the profiler costs every program its start.
 func profile(name string) (stop func()) {

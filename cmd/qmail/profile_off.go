@@ -2,4 +2,6 @@
 
 package main
 
+const walls = true
+
 func profile(string) (stop func()) { return func() {} }

@@ -296,6 +296,9 @@ func TestARoleThatIsKilledComesBackWithItsLinks(t *testing.T) {
 	h.logged("qmail-start: ready\n", 1)
 	for i, name := range []string{"send", "smtpd", "send", "lspawn", "resolve", "rspawn"} {
 		before := h.pids()
+		if before[name] <= 0 { // 0 would be all of us
+			t.Fatalf("%s does not run", name)
+		}
 		if err := syscall.Kill(before[name], syscall.SIGKILL); err != nil {
 			t.Fatalf("%s %d: %v", name, before[name], err)
 		}

@@ -45,7 +45,7 @@ func Main(ctx context.Context, e *env.Env, args []string) int {
 		fmt.Fprintln(e.Stderr, "qmail-keyd: usage: started by qmail start, without arguments")
 		return 100
 	}
-	env.Settle(runtime.NumCPU()) // many wait for a signature at once, and do nothing meanwhile
+	runtime.GOMAXPROCS(runtime.NumCPU()) // many wait for a signature at once, and do nothing meanwhile
 	r := newRole(e)
 	r.load()
 	if err := e.Ready(); err != nil {

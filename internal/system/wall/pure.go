@@ -1,0 +1,5 @@
+//go:build !cgo
+
+package wall
+
+const withC = false
