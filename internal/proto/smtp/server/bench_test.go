@@ -95,7 +95,7 @@ func BenchmarkLoopback(b *testing.B) {
 	}
 	expect(1)
 	io.WriteString(conn, ehlo)
-	expect(6)
+	expect(9)
 	head, body := []byte(from+to+"DATA\r\n"), []byte(message4K())
 	b.ReportAllocs()
 	b.ResetTimer()

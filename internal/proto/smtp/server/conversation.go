@@ -15,6 +15,9 @@ type conversation struct {
 	peer    *Peer
 	session Session
 
+	exchange Exchange // of AUTH, while it goes on
+	open     Message  // whose chunks come, until it is queued or given up
+
 	in       []byte // in[r:w] is input not yet used
 	r, w     int
 	block    *block // in, when the small buffer will not do
@@ -58,7 +61,7 @@ func (c *conversation) line() ([]byte, error) {
 		if c.stopping.Load() {
 			return nil, errStopping
 		}
-		line, n, bad := cutLine(c.in[c.r:c.w])
+		line, n, bad := cutLine(c.in[c.r:c.w], c.session.maxLine(c.in[c.r:c.w]))
 		if bad {
 			return nil, errLine
 		}
@@ -81,10 +84,15 @@ func (c *conversation) line() ([]byte, error) {
 func (c *conversation) step(line []byte) (Next, error) {
 	from := len(c.out)
 	reply := from
+	shown := line
+	if c.session.Private(line) {
+		shown = []byte("AUTH")
+		defer clear(line)
+	}
 	var next Next
 	c.out, next = c.session.Step(c.out, line)
 	for {
-		c.note(line, from)
+		c.note(shown, from)
 		from = len(c.out)
 		switch next {
 		case Verify:
@@ -92,13 +100,30 @@ func (c *conversation) step(line []byte) (Next, error) {
 		case Open:
 			m, err := c.server.Queue.Open(c.session.Envelope())
 			c.out, next = c.session.Opened(c.out, err)
+			if next == Chunk && err == nil {
+				c.open = m
+				c.begin(m)
+			}
 			if next != Body {
 				continue
 			}
 			if next, err = c.message(m); err != nil {
 				return next, err
 			}
-			line, from = nil, len(c.out) // the line is overwritten, and message has told what is to tell
+			shown, from = nil, len(c.out) // the line is overwritten, and message has told what is to tell
+		case Chunk:
+			var err error
+			if next, err = c.chunks(); err != nil {
+				return next, err
+			}
+			shown, from = nil, len(c.out)
+		case Authenticate:
+			answer, err := c.authenticate()
+			if err != nil {
+				return Close, err
+			}
+			from = len(c.out)
+			c.out, next = c.session.Authenticated(c.out, answer)
 		case StartTLS:
 			if c.r != c.w {
 				c.out, next = c.session.Injected(c.out, reply)
@@ -106,6 +131,8 @@ func (c *conversation) step(line []byte) (Next, error) {
 			}
 			return More, c.secure()
 		default:
+			c.giveUp()
+			c.abandon()
 			if c.session.Held() == 0 {
 				c.letGo()
 			}

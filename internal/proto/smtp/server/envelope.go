@@ -12,6 +12,12 @@ import (
 // mailFrom is MAIL FROM:<reverse-path> and its parameters (RFC 1870, 3461, 6152, 6531).
 func (s *Session) mailFrom(dst, arg []byte) ([]byte, Next) {
 	s.config = s.settings()
+	if s.peer.Kind == Submission && s.peer.Login == "" {
+		if s.offersTLS() {
+			return append(dst, tlsFirst...), More
+		}
+		return append(dst, authFirst...), More
+	}
 	text, ok := cutWord(arg, "from:")
 	if !ok {
 		return append(dst, "501 5.5.4 syntax: MAIL FROM:<address> (#5.5.4)\r\n"...), More
@@ -22,6 +28,8 @@ func (s *Session) mailFrom(dst, arg []byte) ([]byte, Next) {
 	}
 	p, bad := parameters(rest)
 	switch {
+	case bad == "" && p.authed && s.config.Mechanisms == nil:
+		return append(dst, unknownParameter...), More
 	case bad != "":
 		return append(dst, bad...), More
 	case path.UTF8 && !p.utf8:
@@ -114,6 +122,7 @@ type esmtp struct {
 	body8, utf8   bool
 	ret           string // RET=FULL or RET=HDRS
 	envelopeID    string // ENVID=...
+	authed        bool   // AUTH=...
 }
 
 // parameters reads " KEY=VALUE KEY ..." (RFC 5321 4.1.2); bad is the refusal.
@@ -157,6 +166,13 @@ func parameters(s string) (p esmtp, bad string) {
 				return p, badParameter
 			}
 			p.envelopeID = "ENVID=" + value
+		case address.EqualFold(key, "AUTH"):
+			// Who has submitted it elsewhere, by the word of who passes it on (RFC 4954 5). We believe nobody's, which
+			// is as if it said "<>".
+			if _, ok := dsn.ParseXtext(value); p.authed || !ok || value == "" {
+				return p, badParameter
+			}
+			p.authed = true
 		default:
 			return p, unknownParameter
 		}

@@ -15,11 +15,7 @@ func (c *conversation) message(m Message) (Next, error) {
 			m.Abort()
 		}
 	}()
-	from := len(c.out)
-	c.out = c.session.Received(c.out, c.server.Now())
-	c.put(m, c.out[from:])
-	c.out = c.out[:from]
-
+	c.begin(m)
 	err := c.body(m)
 	if err != nil && err != errEndless {
 		c.tell("DATA", "message cut short: "+err.Error())
@@ -33,6 +29,19 @@ func (c *conversation) message(m Message) (Next, error) {
 		return next, nil
 	}
 	open = false
+	return c.commit(m)
+}
+
+// begin writes what stands above the message.
+func (c *conversation) begin(m Message) {
+	from := len(c.out)
+	c.out = c.session.Received(c.out, c.server.Now())
+	c.put(m, c.out[from:])
+	c.out = c.out[:from]
+}
+
+// commit puts a complete message into the queue, and replies.
+func (c *conversation) commit(m Message) (Next, error) {
 	id, err := m.Commit()
 	if errors.Is(err, reply.ErrInDoubt) {
 		c.tell("DATA", "no answer from the queue, and so none to the client")
@@ -75,7 +84,7 @@ func (c *conversation) body(m Message) error {
 		stored, n, end := c.session.Feed(c.in[c.r:c.w])
 		c.r += n
 		received += int64(n)
-		c.put(m, stored)
+		c.pass(m, stored, end)
 		if end {
 			return nil
 		}

@@ -12,14 +12,14 @@ import (
 const maxLine = 2000
 
 // cutLine finds the first command line in b: line without its CRLF, and n, what to take off b. n is 0 if the
-// line is not complete. bad is a line that ends in LF alone, has a CR, LF or NUL inside, or is too long:
+// line is not complete; most is how long it may be. bad is a line that ends in LF alone, has a CR, LF or NUL inside, or is too long:
 // whatever follows it may be something else than it seems.
-func cutLine(b []byte) (line []byte, n int, bad bool) {
+func cutLine(b []byte, most int) (line []byte, n int, bad bool) {
 	i := bytes.IndexByte(b, '\n')
 	if i < 0 {
-		return nil, 0, len(b) >= maxLine
+		return nil, 0, len(b) >= most
 	}
-	if i == 0 || i >= maxLine || b[i-1] != '\r' {
+	if i == 0 || i >= most || b[i-1] != '\r' {
 		return nil, i + 1, true
 	}
 	line = b[:i-1]

@@ -24,6 +24,13 @@ func (s *Session) Envelope() *envelope.Envelope { return &s.tx.envelope }
 
 // Opened continues after Open: err nil means that the queue is ready for the message.
 func (s *Session) Opened(dst []byte, err error) ([]byte, Next) {
+	if s.tx.complete.on = s.peer.Kind == Submission; s.chunk.open {
+		if err != nil { // the chunk comes all the same
+			s.chunk.refusal = string(appendError(nil, err))
+			s.reset()
+		}
+		return dst, Chunk
+	}
 	if err != nil {
 		s.reset()
 		return s.judge(appendError(dst, err), len(dst), More)
@@ -35,15 +42,28 @@ func (s *Session) Opened(dst []byte, err error) ([]byte, Next) {
 func (s *Session) Received(dst []byte, now time.Time) []byte {
 	with := "SMTP"
 	switch {
+	case s.tx.utf8 && s.peer.Kind == LMTP:
+		with = "UTF8LMTP"
 	case s.tx.utf8:
 		with = "UTF8SMTP" // RFC 6531 4.3
+	case s.peer.Kind == LMTP:
+		with = "LMTP"
 	case s.extended:
 		with = "ESMTP"
 	}
 	if s.peer.TLS != nil && with != "SMTP" { // RFC 3848; there is no SMTPS
 		with += "S"
 	}
-	return appendReceived(dst, s.peer, s.peer.Helo, with, now)
+	if s.peer.Login != "" && with != "SMTP" {
+		with += "A"
+	}
+	p := s.peer
+	if s.config.ShowLogin && p.Login != "" {
+		shown := *p
+		shown.Info = p.Login
+		p = &shown
+	}
+	return appendReceived(dst, p, p.Helo, with, now)
 }
 
 // Feed takes a block of the message and returns what the queue shall get, in b's memory, and how much of b
@@ -84,16 +104,26 @@ func (s *Session) Ended(dst []byte, id uint64, err error, now time.Time) ([]byte
 	if s.tx.body.Bare {
 		err, next = errBare, Close
 	}
+	replies := 1
+	if s.peer.Kind == LMTP { // RFC 2033 4.2
+		replies = len(s.tx.envelope.Recipients)
+	}
 	s.reset()
+	from := len(dst)
 	if err != nil {
-		return s.judge(appendError(dst, err), len(dst), next)
+		for range replies {
+			dst = appendError(dst, err)
+		}
+		return s.judge(dst, from, next)
 	}
 	s.counted = counts{}
-	dst = append(dst, "250 2.0.0 ok "...)
-	dst = strconv.AppendInt(dst, now.Unix(), 10)
-	dst = append(dst, " qp "...)
-	dst = strconv.AppendUint(dst, id, 10)
-	return append(dst, "\r\n"...), next
+	for range replies {
+		dst = append(dst, "250 2.0.0 ok "...)
+		dst = strconv.AppendInt(dst, now.Unix(), 10)
+		dst = append(dst, " qp "...)
+		dst = append(strconv.AppendUint(dst, id, 10), "\r\n"...)
+	}
+	return dst, next
 }
 
 // Refusals of messages; shared, never changed.

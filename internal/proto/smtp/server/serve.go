@@ -62,6 +62,10 @@ type Server struct {
 	StartTLS func(ctx context.Context, stream Stream) (Stream, *secure.State, error)
 	// Secured, if set, is told that a peer runs in TLS by now, and may give it rights for it.
 	Secured func(p *Peer)
+	// Auth is asked who somebody is. It has to be there where a Config says Mechanisms.
+	Auth Auth
+	// Random fills in bytes that nobody can guess. It has to be there for Submission.
+	Random func(b []byte)
 
 	blocks sync.Pool // of *block
 }
@@ -92,6 +96,7 @@ func (v *Server) Serve(ctx context.Context, stream Stream, peer *Peer) error {
 	c.in, c.out, c.began = c.smallIn[:], c.smallOut[:0], time.Now()
 	defer c.release()
 	defer c.letGo()
+	defer c.leave()
 	defer context.AfterFunc(ctx, c.interrupt)()
 	return c.run()
 }

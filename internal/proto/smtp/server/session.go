@@ -1,5 +1,6 @@
-// Package server is the receiving side of SMTP (RFC 5321): PIPELINING, 8BITMIME, SIZE, ENHANCEDSTATUSCODES, DSN
-// and SMTPUTF8, with the codes and words of qmail-smtpd.
+// Package server is the receiving side of SMTP (RFC 5321), of submission (RFC 6409) and of LMTP (RFC 2033): PIPELINING,
+// 8BITMIME, SIZE, ENHANCEDSTATUSCODES, DSN, CHUNKING, LIMITS, STARTTLS, AUTH and SMTPUTF8, with the codes and words of
+// qmail-smtpd.
 //
 // Session is the protocol, pure: command lines and message blocks go in, replies and a Next come out, which
 // says what the caller has to do. Serve is that caller over a connection: it frames lines, keeps deadlines,
@@ -31,6 +32,10 @@ type Peer struct {
 	Local   string        // our name or address on this connection
 	Helo    string        // what it calls itself; the session sets it
 	Relay   *string       // RELAYCLIENT: may send anywhere, and what to add to each recipient; nil if not set
+	Kind    Kind          // of the listener
+	Login   string        // who has logged in; the session sets it
+	Trust   Trust         // what it may say of others
+	Origin  string        // where a message comes from that it passes on, as XFORWARD says; for the log
 	TLS     *secure.State // what the session runs in; nil outside TLS. StartTLS sets it; it is set from the start where TLS comes first
 }
 
@@ -49,20 +54,29 @@ type Config struct {
 	MaxErrors     int         // refused commands since the last accepted message
 	MaxIdle       int         // commands that lead to no message, since the last accepted one
 	StartTLS      func() bool // whether it is offered outside TLS (RFC 3207); nil: never
-	Policy        Policy
-	Limits        Limits
+	// Mechanisms are those of AUTH to be offered to a peer now, and whether there would be some inside TLS; nil: never.
+	Mechanisms func(p *Peer) (list []string, inTLS bool)
+	// Moved gives a peer the rights of its Address, which XCLIENT has changed.
+	Moved     func(p *Peer)
+	IDHost    string // of message ids that submission adds
+	ShowLogin bool   // in Received
+	Policy    Policy
+	Limits    Limits
 }
 
 // Next is what the caller of a step does next. Replies are due before it waits for input.
 type Next int
 
 const (
-	More     Next = iota // read a command
-	Verify               // ask whether the queue takes Asked, then call Verified
-	Open                 // open a message for Envelope, then call Opened
-	Body                 // read the message: Feed, then Ended
-	StartTLS             // send what is due, shake hands, then call Secured; if there is input already, call Injected
-	Close                // send what is due and end the session
+	More         Next = iota // read a command
+	Verify                   // ask whether the queue takes Asked, then call Verified
+	Open                     // open a message for Envelope, then call Opened
+	Body                     // read the message: Feed, then Ended
+	Chunk                    // read a chunk: FeedChunk, then Chunked
+	Commit                   // the message is complete: put it into the queue, then Ended
+	Authenticate             // pass on what the client said to whom it is for, then call Authenticated
+	StartTLS                 // send what is due, shake hands, then call Secured; if there is input already, call Injected
+	Close                    // send what is due and end the session
 )
 
 const (
@@ -79,7 +93,8 @@ const (
 	hello
 	mail     // a sender
 	rcpt     // a sender and a recipient
-	anywhere = greeted | hello | mail | rcpt
+	chunked  // and a part of the message
+	anywhere = greeted | hello | mail | rcpt | chunked
 )
 
 const maxVerb = len("STARTTLS")
@@ -104,9 +119,13 @@ var commands = map[string]command{
 	"HELP":     {anywhere, "", (*Session).help, true},
 	"QUIT":     {anywhere, "", (*Session).quit, false},
 	"STARTTLS": {anywhere, "", (*Session).startTLS, true},
+	"AUTH":     {anywhere, "", (*Session).auth, true},
+	"BDAT":     {anywhere, "", (*Session).bdat, false},
+	"LHLO":     {anywhere, "", (*Session).lhlo, true},
+	"XCLIENT":  {anywhere, "", (*Session).xclient, true},
+	"XFORWARD": {anywhere, "", (*Session).xforward, true},
 	// What follows these is no list of commands, and must not be read as one.
-	"BDAT": {anywhere, "", (*Session).foreign, false},
-	"GET":  {anywhere, "", (*Session).foreign, false}, "POST": {anywhere, "", (*Session).foreign, false},
+	"GET": {anywhere, "", (*Session).foreign, false}, "POST": {anywhere, "", (*Session).foreign, false},
 	"PUT": {anywhere, "", (*Session).foreign, false}, "CONNECT": {anywhere, "", (*Session).foreign, false},
 }
 
@@ -115,6 +134,7 @@ const (
 	mailFirst   = "503 5.5.1 MAIL first (#5.5.1)\r\n"
 	rcptFirst   = "503 5.5.1 RCPT first (#5.5.1)\r\n"
 	mailOpen    = "503 5.5.1 one MAIL at a time (#5.5.1)\r\n"
+	inChunks    = "503 5.5.1 a message is coming in: BDAT or RSET (#5.5.1)\r\n"
 	unknown     = "502 5.5.1 unimplemented (#5.5.1)\r\n"
 	noArgument  = "501 5.5.4 no argument here (#5.5.4)\r\n"
 	badLine     = "500 5.5.2 lines end in CRLF, have no other control bytes, and 2000 bytes at most (#5.5.2)\r\n"
@@ -134,6 +154,8 @@ type Session struct {
 	extended bool // EHLO, not HELO
 	counted  counts
 	pardoned bool // the reply at hand does not count as an error
+	login    login
+	chunk    chunk
 	tx       transaction
 }
 
@@ -147,6 +169,7 @@ type transaction struct {
 	size         int // bytes that the recipients hold
 	over         int // recipients beyond the limit
 	body         Decoder
+	complete     completer
 	failure      error // of the queue, while the message was coming in
 }
 
@@ -161,12 +184,20 @@ func New(settings func() *Config, peer *Peer) Session {
 
 // Banner is the first reply.
 func (s *Session) Banner(dst []byte) []byte {
-	return append(append(append(dst, "220 "...), s.config.Greeting...), " ESMTP\r\n"...)
+	name := " ESMTP\r\n"
+	if s.peer.Kind == LMTP {
+		name = " LMTP\r\n"
+	}
+	return append(append(append(dst, "220 "...), s.config.Greeting...), name...)
 }
 
 // Step takes one command line, without its CRLF, and adds the reply to dst: none if Next is Verify or Open.
 func (s *Session) Step(dst, line []byte) ([]byte, Next) {
 	from := len(dst)
+	if s.login.open {
+		dst, next := s.respond(dst, line)
+		return s.judge(dst, from, next)
+	}
 	verb, arg := cutVerb(line)
 	var name [maxVerb]byte
 	c, ok := commands[string(upper(name[:0], verb))]
@@ -188,6 +219,8 @@ func (s *Session) Step(dst, line []byte) ([]byte, Next) {
 // order says what should have come before.
 func (s *Session) order(c command) string {
 	switch {
+	case s.at == chunked:
+		return inChunks
 	case c.order != "" || s.at == greeted && c.in != hello:
 		return mailFirst
 	case s.at == greeted:
@@ -230,8 +263,27 @@ func (s *Session) reset() {
 	}
 }
 
-func (s *Session) helo(dst, arg []byte) ([]byte, Next) { return s.hello(dst, arg, false) }
-func (s *Session) ehlo(dst, arg []byte) ([]byte, Next) { return s.hello(dst, arg, true) }
+func (s *Session) helo(dst, arg []byte) ([]byte, Next) {
+	if s.peer.Kind == LMTP {
+		return append(dst, unknown...), More
+	}
+	return s.hello(dst, arg, false)
+}
+
+func (s *Session) ehlo(dst, arg []byte) ([]byte, Next) {
+	if s.peer.Kind == LMTP {
+		return append(dst, unknown...), More
+	}
+	return s.hello(dst, arg, true)
+}
+
+// lhlo is LMTP's EHLO (RFC 2033 4.1).
+func (s *Session) lhlo(dst, arg []byte) ([]byte, Next) {
+	if s.peer.Kind != LMTP {
+		return append(dst, unknown...), More
+	}
+	return s.hello(dst, arg, true)
+}
 
 func (s *Session) hello(dst, arg []byte, extended bool) ([]byte, Next) {
 	if len(arg) == 0 || len(arg) > maxHelo || !printable(arg) {
@@ -248,9 +300,26 @@ func (s *Session) hello(dst, arg []byte, extended bool) ([]byte, Next) {
 	dst = append(append(append(dst, "250-"...), s.config.Greeting...), "\r\n"...)
 	dst = append(dst, "250-PIPELINING\r\n250-8BITMIME\r\n250-SIZE "...)
 	dst = strconv.AppendInt(dst, s.config.Databytes, 10)
-	dst = append(dst, "\r\n250-ENHANCEDSTATUSCODES\r\n250-DSN\r\n"...)
+	dst = append(dst, "\r\n250-ENHANCEDSTATUSCODES\r\n250-DSN\r\n250-CHUNKING\r\n"...)
+	if s.config.MaxRecipients > 0 { // RFC 9422
+		dst = append(dst, "250-LIMITS RCPTMAX="...)
+		dst = append(strconv.AppendInt(dst, int64(s.config.MaxRecipients), 10), "\r\n"...)
+	}
 	if s.offersTLS() {
 		dst = append(dst, "250-STARTTLS\r\n"...)
+	}
+	if list, _ := s.mechanisms(); len(list) > 0 {
+		dst = append(dst, "250-AUTH"...)
+		for _, m := range list {
+			dst = append(append(dst, ' '), m...)
+		}
+		dst = append(dst, "\r\n"...)
+	}
+	if s.peer.Trust.XClient {
+		dst = append(dst, "250-XCLIENT NAME ADDR PORT PROTO HELO\r\n"...)
+	}
+	if s.peer.Trust.XForward {
+		dst = append(dst, "250-XFORWARD NAME ADDR PORT PROTO HELO IDENT SOURCE\r\n"...)
 	}
 	return append(dst, "250 SMTPUTF8\r\n"...), More
 }
@@ -272,7 +341,7 @@ func (s *Session) vrfy(dst, _ []byte) ([]byte, Next) {
 }
 
 func (s *Session) help(dst, _ []byte) ([]byte, Next) {
-	return append(dst, "214 2.0.0 qmail: HELO EHLO MAIL RCPT DATA RSET NOOP VRFY HELP QUIT; see RFC 5321\r\n"...), More
+	return append(dst, "214 2.0.0 qmail: HELO EHLO MAIL RCPT DATA BDAT RSET NOOP VRFY HELP AUTH STARTTLS QUIT; see RFC 5321\r\n"...), More
 }
 
 func (s *Session) quit(dst, _ []byte) ([]byte, Next) {

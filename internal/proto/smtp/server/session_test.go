@@ -37,7 +37,7 @@ func TestReplies(t *testing.T) {
 		{"help and the like", "HELP\r\nVRFY x\r\nNOOP x\r\n", "220, 214 2.0.0, 252 2.0.0, 250 2.0.0"},
 		{"unknown commands", "EXPN x\r\n\r\nAUTH PLAIN\r\nSTARTTLS\r\nVERYLONGCOMMAND x\r\n", "220, 502 5.5.1, 502 5.5.1, 502 5.5.1, 502 5.5.1, 502 5.5.1"},
 		{"input after QUIT is not read", "QUIT\r\nNOOP\r\n", "220, 221 2.0.0"},
-		{"a chunk is not read as commands", ehlo + "BDAT 6 LAST\r\nNOOP\r\n", "220, 250, 502 5.5.1"},
+		{"a chunk is not read as commands", ehlo + "BDAT 6 LAST\r\nNOOP\r\n", "220, 250, 503 5.5.1"},
 		{"a browser is sent away", "POST / HTTP/1.1\r\nHost: x\r\n", "220, 502 5.5.1"},
 		{"arguments where there are none", ehlo + from + to + "DATA now\r\nRSET now\r\n", "220, 250, 250 2.1.0, 250 2.1.5, 501 5.5.4, 501 5.5.4"},
 
@@ -106,7 +106,8 @@ func TestReplies(t *testing.T) {
 
 func TestWordsOfQmail(t *testing.T) {
 	want := "220 mx.test.example ESMTP\r\n" +
-		"250-mx.test.example\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-SIZE 1048576\r\n250-ENHANCEDSTATUSCODES\r\n250-DSN\r\n250 SMTPUTF8\r\n" +
+		"250-mx.test.example\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-SIZE 1048576\r\n250-ENHANCEDSTATUSCODES\r\n250-DSN\r\n250-CHUNKING\r\n" +
+		"250-LIMITS RCPTMAX=100\r\n250 SMTPUTF8\r\n" +
 		"250 2.1.0 ok\r\n250 2.1.5 ok\r\n354 go ahead\r\n250 2.0.0 ok 1800000000 qp 1\r\n" +
 		"250 mx.test.example\r\n250 2.0.0 flushed\r\n221 2.0.0 mx.test.example\r\n"
 	if got := play(t, newServer(&memoryQueue{}), ehlo+from+to+"DATA\r\n"+text+"HELO x\r\nRSET\r\nQUIT\r\n"); got != want {
@@ -263,22 +264,44 @@ func TestRepliesTravelTogether(t *testing.T) {
 // Whatever the line, the session does not panic and replies in well-formed lines; a transaction never gets
 // an empty recipient or, without SMTPUTF8, one with bytes above 127.
 func FuzzStep(f *testing.F) {
-	for _, s := range []string{ehlo + from + to + "DATA\r\n", "MAIL FROM:<a@b> SIZE=1 BODY=7BIT\r\n", "RCPT TO:<>\r\nRSET\r\n", "\r\n\r\n", "BDAT 1\r\n"} {
+	for _, s := range []string{ehlo + from + to + "DATA\r\n", "MAIL FROM:<a@b> SIZE=1 BODY=7BIT\r\n", "RCPT TO:<>\r\nRSET\r\n", "\r\n\r\n", "BDAT 1\r\n",
+		ehlo + from + to + "BDAT 3\r\nNOOP\r\nBDAT 0 LAST\r\n", ehlo + "AUTH PLAIN\r\nAGEAYg==\r\n", ehlo + "AUTH LOGIN YQ==\r\n*\r\nXCLIENT ADDR=192.0.2.9 NAME=a+2Bb\r\n",
+		ehlo + "XFORWARD ADDR=IPV6:2001:db8::1 HELO=[UNAVAILABLE]\r\n"} {
 		f.Add(s)
 	}
 	config := testConfig()
+	config.Mechanisms = func(*Peer) ([]string, bool) { return []string{"PLAIN", "LOGIN"}, true }
 	f.Fuzz(func(t *testing.T, in string) {
-		s := New(func() *Config { return config }, testPeer())
+		p := testPeer()
+		p.Trust = Trust{XClient: true, XForward: true}
+		s := New(func() *Config { return config }, p)
 		for line := range strings.SplitSeq(in, "\r\n") {
-			if l, _, bad := cutLine([]byte(line + "\r\n")); bad || string(l) != line {
+			if l, _, bad := cutLine([]byte(line+"\r\n"), maxLine); bad || string(l) != line {
 				continue
 			}
 			out, next := s.Step(nil, []byte(line))
 			if next == Verify {
 				out, next = s.Verified(out, nil)
 			}
+			if next == Authenticate {
+				out, next = s.Authenticated(out, Answer{Outcome: Outcome(len(line) % 5), Challenge: s.login.response, Login: "alice"})
+			}
 			if next == Open {
 				out, next = s.Opened(out, nil)
+			}
+			if next == Chunk {
+				for left, end := s.chunk.left, false; !end; {
+					var n int
+					if _, n, end = s.FeedChunk([]byte("x\r\n")); n == 0 && !end || left < 0 {
+						t.Fatalf("%q: a chunk of %d that does not end", line, left)
+					}
+					if left > 1<<12 { // as if cut short
+						return
+					}
+				}
+				if out, next = s.Chunked(out, now()); next == Commit {
+					out, next = s.Ended(out, 1, nil, now())
+				}
 			}
 			for _, r := range s.Envelope().Recipients {
 				if r == "" || !s.tx.utf8 && strings.ContainsFunc(r, func(c rune) bool { return c > 126 }) {
@@ -290,6 +313,9 @@ func FuzzStep(f *testing.F) {
 					t.Fatal("the message did not end")
 				}
 				out, next = s.Ended(out, 1, nil, now())
+			}
+			if p.Login != "" && !s.login.tried {
+				t.Fatal("somebody is logged in who never tried")
 			}
 			if !strings.HasSuffix(string(out), "\r\n") {
 				t.Fatalf("%q: reply %q", line, out)

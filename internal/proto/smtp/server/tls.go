@@ -31,8 +31,8 @@ func (s *Session) startTLS(dst, arg []byte) ([]byte, Next) {
 // Secured continues after StartTLS, once hands are shaken: all that was said before is forgotten (RFC 3207 4.2).
 func (s *Session) Secured(state *secure.State) {
 	s.tx = transaction{}
-	s.at, s.extended = greeted, false
-	s.peer.Helo, s.peer.TLS = "", state
+	s.at, s.extended, s.login = greeted, false, login{}
+	s.peer.Helo, s.peer.Login, s.peer.TLS = "", "", state
 }
 
 // Injected is the end of a session that has sent more after STARTTLS without waiting: whoever put it there, it is not
