@@ -104,11 +104,13 @@ func (g *stage) reload() ([]socket, error) {
 	return g.fresh, nil
 }
 
+func isSMTP(service string) bool { return service == "smtp" }
+
 // play runs a supervisor on a stage in virtual time; script gets it once nothing more moves by itself.
 func play(t *testing.T, setUp func(g *stage), script func(g *stage, hup chan<- os.Signal)) (g *stage, code int) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		g = &stage{t: t, began: time.Now(), cast: map[string]*actor{}, none: []string{"qmtp", "qmtps", "qmqp", "qmqps", "pop3", "pop3s"}}
+		g = &stage{t: t, began: time.Now(), cast: map[string]*actor{}, none: slices.DeleteFunc(servicesOf(table), isSMTP)}
 		setUp(g)
 		hup, stop := make(chan os.Signal, 1), make(chan os.Signal, 1)
 		e := &env.Env{Stderr: &g.log}
@@ -349,17 +351,17 @@ func TestAnAlarmIsForSend(t *testing.T) {
 }
 
 func TestAServerWithoutASocketDoesNotRun(t *testing.T) {
-	setUp := func(g *stage) { g.none = []string{"smtp", "qmtp", "qmqp", "pop3"} }
+	setUp := func(g *stage) { g.none = servicesOf(table) }
 	g, _ := play(t, setUp, func(g *stage, hup chan<- os.Signal) {
 		g.logged(t, "qmail-start: ready\n", 1)
 		g.fresh = []socket{{service: "qmtp"}}
 		pass(time.Second)
 		hup <- os.Interrupt
 		pass(time.Second)
-		if got := strings.Join(g.cast["qmtpd"].orders, ", "); got != "L send, A qmtp" {
+		if got := strings.Join(g.cast["qmtpd"].orders, ", "); got != "L send, L keyd, A qmtp" {
 			t.Errorf("qmtpd got %s", got)
 		}
-		g.none, g.fresh = []string{"smtp", "qmtp", "qmqp", "pop3"}, nil
+		g.none, g.fresh = servicesOf(table), nil
 		hup <- os.Interrupt
 		pass(time.Second)
 		g.cast["qmtpd"].die(exit{2, "exit status 2"})
