@@ -38,24 +38,28 @@ func (nowhere) check() error                                { return nil }
 // directory's own.
 const glance = 20 * time.Millisecond
 
-// maildirArrivals counts the new mail of one Maildir by inotify(7), which costs less than reading the directory.
+// maildirArrivals counts the new mail of Maildirs by inotify(7), which costs less than reading the directories.
 type maildirArrivals struct {
-	dir     string
+	dirs    []string
 	fd      int
 	want    int
 	arrived int
 	buf     []byte
 }
 
-func watchMaildir(maildir string) (*maildirArrivals, error) {
-	m := &maildirArrivals{dir: filepath.Join(maildir, "new"), buf: make([]byte, 64<<10)}
+func watchMaildirs(maildirs []string) (*maildirArrivals, error) {
+	m := &maildirArrivals{buf: make([]byte, 64<<10)}
 	var err error
 	if m.fd, err = unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK); err != nil {
 		return nil, fmt.Errorf("inotify: %w", err)
 	}
-	if _, err = unix.InotifyAddWatch(m.fd, m.dir, unix.IN_CREATE|unix.IN_MOVED_TO); err != nil {
-		unix.Close(m.fd)
-		return nil, fmt.Errorf("inotify %s: %w", m.dir, err)
+	for _, maildir := range maildirs {
+		dir := filepath.Join(maildir, "new")
+		if _, err = unix.InotifyAddWatch(m.fd, dir, unix.IN_CREATE|unix.IN_MOVED_TO); err != nil {
+			unix.Close(m.fd)
+			return nil, fmt.Errorf("inotify %s: %w", dir, err)
+		}
+		m.dirs = append(m.dirs, dir)
 	}
 	return m, nil
 }
@@ -73,15 +77,11 @@ func (m *maildirArrivals) wait(ctx context.Context) (time.Time, error) {
 			return time.Time{}, err
 		}
 		if m.arrived >= m.want {
-			info, err := os.Stat(m.dir)
-			if err != nil {
-				return time.Time{}, err
-			}
-			return info.ModTime(), nil
+			return m.last()
 		}
 		select {
 		case <-ctx.Done():
-			return time.Time{}, fmt.Errorf("%d of %d messages are in the Maildir: %w", m.arrived, m.want, context.Cause(ctx))
+			return time.Time{}, fmt.Errorf("%d of %d messages have arrived: %w", m.arrived, m.want, context.Cause(ctx))
 		case <-time.After(glance):
 		}
 	}
@@ -121,15 +121,71 @@ func countEvents(b []byte) (n int, lost bool) {
 	return n, lost
 }
 
-func (m *maildirArrivals) files() (int, error) {
-	names, err := os.ReadDir(m.dir)
-	return len(names), err
+// last is when the last one arrived.
+func (m *maildirArrivals) last() (at time.Time, err error) {
+	for _, dir := range m.dirs {
+		info, err := os.Stat(dir)
+		if err != nil {
+			return at, err
+		}
+		if info.ModTime().After(at) {
+			at = info.ModTime()
+		}
+	}
+	return at, nil
+}
+
+func (m *maildirArrivals) files() (n int, err error) {
+	for _, dir := range m.dirs {
+		names, err := os.ReadDir(dir)
+		if err != nil {
+			return 0, err
+		}
+		n += len(names)
+	}
+	return n, nil
 }
 
 func (m *maildirArrivals) check() error {
 	n, err := m.files()
 	if err == nil && n != m.want {
-		err = fmt.Errorf("%d messages are in the Maildir, %d were sent", n, m.want)
+		err = fmt.Errorf("%d messages have arrived, %d were sent", n, m.want)
+	}
+	return err
+}
+
+// countedBytes is a file to which a program appends a byte for each message.
+type countedBytes struct {
+	name string
+	want int64
+}
+
+func (c *countedBytes) expect(n int) error {
+	c.want += int64(n)
+	return nil
+}
+
+func (c *countedBytes) wait(ctx context.Context) (time.Time, error) {
+	for {
+		info, err := os.Stat(c.name)
+		if err != nil {
+			return time.Time{}, err
+		}
+		if info.Size() >= c.want {
+			return info.ModTime(), nil
+		}
+		select {
+		case <-ctx.Done():
+			return time.Time{}, fmt.Errorf("the program was run for %d of %d messages: %w", info.Size(), c.want, context.Cause(ctx))
+		case <-time.After(glance):
+		}
+	}
+}
+
+func (c *countedBytes) check() error {
+	info, err := os.Stat(c.name)
+	if err == nil && info.Size() != c.want {
+		err = fmt.Errorf("the program was run %d times for %d messages", info.Size(), c.want)
 	}
 	return err
 }

@@ -191,7 +191,7 @@ func TestMaildirArrivals(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	m, err := watchMaildir(dir)
+	m, err := watchMaildirs([]string{dir})
 	if err != nil {
 		t.Fatal(err)
 	}

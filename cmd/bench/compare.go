@@ -32,6 +32,7 @@ type comparison struct {
 	held, heldTheirs                       int
 	deadline, calm                         time.Duration
 	keep, install, quiet, oneRelay, limits bool
+	untold                                 bool // it has been said that processes cannot be counted
 
 	report report.Report
 }
@@ -229,8 +230,8 @@ func (c *comparison) run(ctx context.Context, peers []peer.Peer) error {
 					return fmt.Errorf("round %d, mode %s, %s: %w", round+1, m.Key, p.Name(), err)
 				}
 				c.report.Samples = append(c.report.Samples, s)
-				fmt.Fprintf(os.Stderr, "round %d  %s  %-8s %8.0f/s  %6.0f us CPU each  %5.1f MiB in %d processes\n", round+1, m.Key, p.Name(), s.Rate(),
-					s.Cost(), float64(s.PSS)/(1<<20), s.Processes)
+				fmt.Fprintf(os.Stderr, "round %d  %s  %-8s %8.0f/s  %6.0f us CPU each  %5.1f MiB in %d processes%s\n", round+1, m.Key, p.Name(), s.Rate(),
+					s.Cost(), float64(s.PSS)/(1<<20), s.Processes, s.Started())
 			}
 		}
 	}

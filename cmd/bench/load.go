@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"qmail/cmd/bench/internal/load"
+	"qmail/cmd/bench/internal/peer"
 )
 
 // loaded is what `bench load` prints as JSON.
@@ -27,7 +28,7 @@ func loadMain(ctx context.Context, args []string) error {
 	runtime.GOMAXPROCS(1)
 	var cfg load.Config
 	var to string
-	var recipients, domains int
+	var recipients, domains, boxes int
 	fs := flag.NewFlagSet("bench load", flag.ContinueOnError)
 	fs.TextVar(&cfg.Addr, "addr", netip.MustParseAddrPort("127.0.0.1:2525"), "server")
 	fs.IntVar(&cfg.Sessions, "s", 20, "sessions at once")
@@ -41,6 +42,7 @@ func loadMain(ctx context.Context, args []string) error {
 	fs.StringVar(&to, "t", "bench@local.example", "recipient")
 	fs.IntVar(&recipients, "r", 0, "instead of -t, this many recipients r0@d0.example, r1@d1.example, ...")
 	fs.IntVar(&domains, "d", 100, "domains of -r")
+	fs.IntVar(&boxes, "boxes", 0, "instead of -t, so many mailboxes box0@local.example, ..., each message to one of them in turn")
 	fs.DurationVar(&cfg.Timeout, "timeout", time.Minute, "how long one reply may take")
 	if err := fs.Parse(args); err != nil {
 		return err
@@ -48,6 +50,9 @@ func loadMain(ctx context.Context, args []string) error {
 	cfg.To = []string{to}
 	if recipients > 0 {
 		cfg.To = listRecipients(recipients, domains)
+	}
+	if boxes > 0 {
+		cfg.To, cfg.InTurn = peer.BoxAddresses(boxes), true
 	}
 	res, err := load.Run(ctx, cfg)
 	if jerr := json.NewEncoder(os.Stdout).Encode(loaded{res, ownCPU()}); jerr != nil {

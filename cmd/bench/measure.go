@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"runtime"
 	"time"
 
@@ -20,6 +21,7 @@ type step struct {
 	server *peer.Running
 	sink   drain
 	sample report.Sample
+	forks  forks
 }
 
 // measure starts a server in a fresh directory, lets the mode do its work, and removes everything.
@@ -40,6 +42,7 @@ func (c *comparison) measure(ctx context.Context, m mode, p peer.Peer, round int
 	defer s.sink.close()
 	setup := peer.Setup{Dir: dir, Hold: m.hold, Relay: s.sink.addr(), Sessions: s.clients(), Self: c.self, Protocol: m.protocol}
 	setup.Routes = routes(hosts, s.sink.addr().Port())
+	setup.Boxes, setup.Users, setup.Program = m.boxes, m.users, m.program
 	if s.server, err = p.Start(ctx, setup); err != nil {
 		return s.sample, err
 	}
@@ -134,4 +137,49 @@ func (s *step) memory() error {
 	}
 	s.sample.Processes, s.sample.RSS, s.sample.PSS = m.Processes, m.RSS, m.PSS
 	return nil
+}
+
+// forks is a count of processes; nothing is counted where the kernel does not tell.
+type forks struct {
+	*meter.Forks
+	before int
+}
+
+// watchForks begins to count the processes that the server starts.
+func (s *step) watchForks() {
+	if os.Geteuid() != 0 {
+		return
+	}
+	counter, err := s.server.Tree.Watch()
+	if err == nil {
+		s.forks.Forks = counter
+	} else if !s.untold {
+		s.untold = true
+		s.note(fmt.Sprintf("processes cannot be counted: %v", err))
+	}
+}
+
+func (f *forks) mark() {
+	if f.Forks != nil {
+		f.before, _ = f.Count()
+	}
+}
+
+// perThousand is how many there were for each thousand of n since the mark; nil if that is not known.
+func (f *forks) perThousand(n int) *float64 {
+	if f.Forks == nil {
+		return nil
+	}
+	after, ok := f.Count()
+	if !ok {
+		return nil
+	}
+	x := 1000 * float64(after-f.before) / float64(n)
+	return &x
+}
+
+func (f *forks) close() {
+	if f.Forks != nil {
+		f.Close()
+	}
 }

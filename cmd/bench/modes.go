@@ -24,6 +24,9 @@ type mode struct {
 	verp     bool   // a sender of its own for each recipient
 	protocol string // not SMTP, and so only for our own server
 	extra    bool   // only when asked for
+	boxes    int    // so many mailboxes instead of one
+	users    bool   // each of them a user's own
+	program  bool   // a program takes the mail
 }
 
 // modes is every kind of work, in the order of the report.
@@ -40,6 +43,9 @@ func modes() []mode {
 		{Mode: report.Mode{Key: "q", Title: "as n, by QMQP", Unit: messages}, run: flow, accept: true, hold: true, single: true, protocol: load.QMQP},
 		{Mode: report.Mode{Key: "b", Title: "until all are in one Maildir", Unit: messages}, run: flow},
 		{Mode: report.Mode{Key: "B", Title: "as b, with commands pipelined", Unit: messages}, run: flow, pipeline: true},
+		{Mode: report.Mode{Key: "u", Title: "until all are in the Maildirs of 100 users", Unit: messages}, run: flow, boxes: 100, users: true},
+		{Mode: report.Mode{Key: "m", Title: "until all are in 1,000 Maildirs of one user, a virtual domain", Unit: messages}, run: flow, boxes: 1000},
+		{Mode: report.Mode{Key: "x", Title: "until a program has been run for each", Unit: messages}, run: flow, program: true},
 		{Mode: report.Mode{Key: "c", Title: "until all have left to the sink", Unit: messages}, run: flow, relay: true},
 		{Mode: report.Mode{Key: "C", Title: "as c, with commands pipelined", Unit: messages}, run: flow, relay: true, pipeline: true},
 		{Mode: report.Mode{Key: "d", Title: "a message to many recipients, until all have left", Unit: "recipients"}, run: posts, list: true},

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"syscall"
 	"time"
 
@@ -24,6 +25,7 @@ const grace = 20 * time.Second
 func nestMain(ctx context.Context, args []string) error {
 	fs := flag.NewFlagSet("bench nest", flag.ContinueOnError)
 	uid := fs.Int("uid", os.Getuid(), "uid and gid of the server")
+	etc := fs.String("etc", "", "an empty `directory` for what the server changes in /etc; for a mount namespace of our own")
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
@@ -32,6 +34,11 @@ func nestMain(ctx context.Context, args []string) error {
 	}
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("nest: subreaper: %w", err)
+	}
+	if *etc != "" {
+		if err := cover(*etc); err != nil {
+			return fmt.Errorf("nest: %w", err)
+		}
 	}
 	pid, err := hatch(*uid, fs.Args())
 	if err != nil {
@@ -47,6 +54,21 @@ func nestMain(ctx context.Context, args []string) error {
 	empty := make(chan struct{})
 	go reap(pid, gone, empty)
 	return tend(ctx, pid, gone, empty)
+}
+
+// cover lays a directory in memory over /etc, so that what is made there is gone with us.
+func cover(dir string) error {
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, ""); err != nil {
+		return fmt.Errorf("tmpfs: %w", err)
+	}
+	upper, work := filepath.Join(dir, "upper"), filepath.Join(dir, "work")
+	if err := errors.Join(os.Mkdir(upper, 0o755), os.Mkdir(work, 0o755)); err != nil {
+		return err
+	}
+	if err := unix.Mount("overlay", "/etc", "overlay", 0, "lowerdir=/etc,upperdir="+upper+",workdir="+work); err != nil {
+		return fmt.Errorf("overlay: %w", err)
+	}
+	return nil
 }
 
 // hatch starts the server in a session of its own.

@@ -27,6 +27,8 @@ func flow(ctx context.Context, s *step) error {
 	if m, ok := dest.(*maildirArrivals); ok {
 		defer m.close()
 	}
+	s.watchForks()
+	defer s.forks.close()
 	// Processes are started, caches filled, heaps grown: that is not what is measured.
 	if _, _, err := s.pass(ctx, dest, to, max(min(s.messages, 200), s.messages/10), false); err != nil {
 		return fmt.Errorf("warming up: %w", err)
@@ -36,10 +38,12 @@ func flow(ctx context.Context, s *step) error {
 	if err != nil {
 		return err
 	}
+	s.forks.mark()
 	took, loadCPU, err := s.pass(ctx, dest, to, s.messages, s.mode.accept)
 	if err != nil {
 		return err
 	}
+	s.sample.Forks = s.forks.perThousand(s.messages)
 	s.sample.Count, s.sample.Seconds, s.sample.LoadCPU = s.messages, took.Seconds(), loadCPU.Seconds()
 	if s.mode.accept {
 		return s.account(before) // what is still to be delivered is not what is measured
@@ -58,8 +62,10 @@ func (s *step) destination() (to string, dest arrivals, err error) {
 		return peer.Recipient, nowhere{}, nil
 	case s.mode.relay:
 		return "r@d0.example", s.sink, nil
+	case s.mode.program:
+		return peer.Recipient, &countedBytes{name: s.server.Count}, nil
 	}
-	dest, err = watchMaildir(s.server.Maildir)
+	dest, err = watchMaildirs(s.server.Maildirs)
 	return peer.Recipient, dest, err
 }
 
@@ -87,7 +93,7 @@ func (s *step) generate(ctx context.Context, to string, n int) (cpu time.Duratio
 	var cmd *exec.Cmd
 	if s.ownGenerator() {
 		args := append([]string{"load", "-addr", s.server.Addr.String(), "-protocol", s.mode.protocol}, common...)
-		args = append(args, fmt.Sprint("-pipeline=", s.mode.pipeline), fmt.Sprint("-keep=", !s.mode.single))
+		args = append(args, fmt.Sprint("-pipeline=", s.mode.pipeline), fmt.Sprint("-keep=", !s.mode.single), fmt.Sprint("-boxes=", s.mode.boxes))
 		cmd = exec.CommandContext(ctx, s.self, args...)
 	} else {
 		args := common
@@ -116,7 +122,7 @@ func (s *step) generate(ctx context.Context, to string, n int) (cpu time.Duratio
 
 // ownGenerator reports whether the mode needs our own.
 func (s *step) ownGenerator() bool {
-	return s.mode.pipeline || s.mode.protocol != "" || s.generator == "own"
+	return s.mode.pipeline || s.mode.boxes > 0 || s.mode.protocol != "" || s.generator == "own"
 }
 
 // posts sends list posts one after the other, each when the one before has arrived everywhere.

@@ -28,6 +28,7 @@ type Config struct {
 	From   string   // reverse path without brackets
 	Params string   // after MAIL FROM:<...>, such as " SIZE=4096"
 	To     []string // every message goes to all of these
+	InTurn bool     // but to one of them each, in turn; not with Pipeline or another Protocol
 
 	// Body is the content with LF or CRLF line ends; dots are doubled here. Without it a message is a header and Size bytes.
 	Body []byte
@@ -62,6 +63,7 @@ type run struct {
 	body   []byte // dot-stuffed, with its final dot
 	packet []byte // a message as QMTP or QMQP has it
 	begun  int    // messages given to sessions
+	turn   int    // whose it is, with InTurn
 	open   int    // sessions
 	res    Result
 	fatal  error
@@ -87,6 +89,9 @@ func Run(ctx context.Context, cfg Config) (Result, error) {
 func prepare(cfg Config) (*run, error) {
 	if cfg.Sessions < 1 || len(cfg.To) == 0 {
 		return nil, errors.New("load: no sessions or no recipients")
+	}
+	if cfg.InTurn && (cfg.Pipeline || cfg.Protocol != "") {
+		return nil, errors.New("load: recipients in turn need SMTP without pipelining")
 	}
 	if cfg.Timeout == 0 {
 		cfg.Timeout = time.Minute
@@ -154,6 +159,16 @@ func (r *run) next() bool {
 	}
 	r.begun++
 	return true
+}
+
+// recipients are those of the next message, as commands.
+func (r *run) recipients() [][]byte {
+	if !r.cfg.InTurn {
+		return r.rcpt
+	}
+	r.turn++
+	i := (r.turn - 1) % len(r.rcpt)
+	return r.rcpt[i : i+1]
 }
 
 // dial opens a session for one more message, if there is one.

@@ -38,7 +38,8 @@ type session struct {
 	out   []byte
 	waits bool // for room to write
 	n     int  // recipients answered
-	owes  int  // messages taken and not yet answered: this one, and the next when its group has been sent already
+	rcpt  [][]byte
+	owes  int // messages taken and not yet answered: this one, and the next when its group has been sent already
 	ended bool
 }
 
@@ -138,18 +139,18 @@ func (s *session) reply(line []byte) {
 // message begins a message, as one group or as MAIL alone.
 func (s *session) message() {
 	if s.run.cfg.Pipeline {
-		s.at = mail
+		s.at, s.rcpt = mail, s.run.rcpt
 		s.out = append(s.out, s.run.group...)
 		return
 	}
-	s.at = mail
+	s.at, s.rcpt = mail, s.run.recipients()
 	s.out = append(s.out, s.run.mail...)
 }
 
 // recipient goes on after MAIL or an RCPT.
 func (s *session) recipient() {
 	s.at = rcpt
-	if s.n == len(s.run.rcpt) {
+	if s.n == len(s.rcpt) {
 		s.at = data
 	}
 	if s.run.cfg.Pipeline {
@@ -159,7 +160,7 @@ func (s *session) recipient() {
 		s.out = append(s.out, "DATA\r\n"...)
 		return
 	}
-	s.out = append(s.out, s.run.rcpt[s.n]...)
+	s.out = append(s.out, s.rcpt[s.n]...)
 }
 
 // body sends the message, and with Pipeline what follows it.

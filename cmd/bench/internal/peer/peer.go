@@ -32,6 +32,20 @@ const (
 // Mailowner is the uid and gid that owns the Maildir, and under which our server runs when we are root: nobody.
 const Mailowner = 65534
 
+// BoxAddresses are those of n mailboxes.
+func BoxAddresses(n int) []string {
+	list := make([]string, n)
+	for i := range list {
+		list[i] = box(i) + "@" + LocalDomain
+	}
+	return list
+}
+
+func box(i int) string { return fmt.Sprintf("box%d", i) }
+
+// firstUser is the uid of the first box, where each has its own.
+const firstUser = 20000
+
 // Setup says how a server is to be started.
 type Setup struct {
 	// Dir is an empty directory for all its files.
@@ -52,8 +66,19 @@ type Setup struct {
 	// Protocol is qmtp or qmqp if the server shall be talked to that way and not by SMTP.
 	Protocol string
 
+	// Boxes is how many mailboxes there are, box0 and so on, besides LocalUser's.
+	Boxes int
+
+	// Users gives each box a user of its own; else all belong to one, as those of a virtual domain.
+	Users bool
+
+	// Program gives LocalUser's mail to a program, which appends a byte to Running.Count.
+	Program bool
+
 	// Self is this program, which is also the nest.
 	Self string
+
+	etc string // an empty directory to be laid over /etc, for this server alone
 }
 
 // Peer is a kind of server.
@@ -72,10 +97,11 @@ type Peer interface {
 
 // Running is a started server.
 type Running struct {
-	Addr    netip.AddrPort
-	Maildir string
-	Home    string // of ours
-	Tree    meter.Tree
+	Addr     netip.AddrPort
+	Maildirs []string
+	Count    string // a file, of Setup.Program
+	Home     string // of ours
+	Tree     meter.Tree
 
 	cmd    *exec.Cmd
 	stdin  io.Closer
@@ -95,7 +121,14 @@ func nest(ctx context.Context, s Setup, uid int, env, argv []string) (*Running, 
 		return nil, err
 	}
 	defer f.Close()
-	cmd := exec.Command(s.Self, append([]string{"nest", fmt.Sprint("-uid=", uid), "--"}, argv...)...)
+	args := []string{"nest", fmt.Sprint("-uid=", uid)}
+	if s.etc != "" {
+		args = append(args, "-etc="+s.etc)
+	}
+	cmd := exec.Command(s.Self, append(append(args, "--"), argv...)...)
+	if s.etc != "" {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	}
 	cmd.Env = append([]string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}, env...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = s.Dir, f, f
 	stdin, err := cmd.StdinPipe()
@@ -212,19 +245,48 @@ func freePort() (netip.AddrPort, error) {
 	return netip.ParseAddrPort(l.Addr().String())
 }
 
-// maildir makes an empty Maildir that belongs to the mail owner, and the directories above it.
-func maildir(path string) error {
+// maildir makes an empty Maildir that belongs to a uid, and the directory that it is in.
+func maildir(path string, uid int) error {
 	for _, d := range []string{filepath.Dir(path), path, path + "/tmp", path + "/new", path + "/cur"} {
-		if err := os.MkdirAll(d, 0o700); err != nil {
+		if err := errors.Join(os.MkdirAll(d, 0o700), own(d, uid)); err != nil {
 			return err
-		}
-		if os.Geteuid() == 0 {
-			if err := os.Chown(d, Mailowner, Mailowner); err != nil {
-				return err
-			}
 		}
 	}
 	return nil
+}
+
+// own gives a file to a uid, if we may.
+func own(path string, uid int) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	return os.Chown(path, uid, uid)
+}
+
+// mailboxes makes the Maildirs of a setup in a directory, one below another, and lists them.
+func mailboxes(dir string, s Setup) (list []string, err error) {
+	err = os.MkdirAll(dir, 0o755)
+	for i := range s.Boxes {
+		path := filepath.Join(dir, box(i), "Maildir")
+		list = append(list, path)
+		err = errors.Join(err, maildir(path, s.uid(i)))
+	}
+	return list, err
+}
+
+// uid is whose a box is.
+func (s Setup) uid(i int) int {
+	if s.Users {
+		return firstUser + i
+	}
+	return Mailowner
+}
+
+// counter makes the file to which the program of a setup appends, and gives the program.
+func counter(dir string) (file, command string, err error) {
+	file = filepath.Join(dir, "count")
+	err = errors.Join(os.WriteFile(file, nil, 0o666), own(file, Mailowner))
+	return file, "printf . >>" + file, err
 }
 
 // write makes several files.

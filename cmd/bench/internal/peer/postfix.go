@@ -70,14 +70,20 @@ func (p Postfix) Start(ctx context.Context, s Setup) (*Running, error) {
 	if err != nil {
 		return nil, err
 	}
-	conf, box := filepath.Join(s.Dir, "conf"), filepath.Join(s.Dir, "mail", LocalUser, "Maildir")
-	if err := errors.Join(
-		write(conf, map[string]string{"main.cf": p.mainCF(s), "master.cf": masterCF(addr.String(), s), "transport": transport(s)}),
-		os.MkdirAll(filepath.Join(s.Dir, "mail"), 0o755),
-		maildir(box),
+	conf, mail := filepath.Join(s.Dir, "conf"), filepath.Join(s.Dir, "mail")
+	boxes, err := mailboxes(mail, s)
+	count, command, err2 := counter(s.Dir)
+	only := filepath.Join(mail, LocalUser, "Maildir")
+	if err := errors.Join(err, err2,
+		write(conf, map[string]string{"main.cf": p.mainCF(s), "master.cf": masterCF(addr.String(), command, s), "transport": transport(s),
+			"boxes": boxTable(s, func(i int) string { return box(i) + "/Maildir/" }), "uids": boxTable(s, func(i int) string { return fmt.Sprint(s.uid(i)) })}),
+		maildir(only, Mailowner),
 		os.Mkdir(filepath.Join(s.Dir, "queue"), 0o755),
 	); err != nil {
 		return nil, err
+	}
+	if s.Boxes == 0 {
+		boxes = []string{only}
 	}
 	if _, err := quickly(ctx, s.Dir, 0, "install", "-d", "-o", "postfix", filepath.Join(s.Dir, "data")); err != nil {
 		return nil, err
@@ -90,7 +96,7 @@ func (p Postfix) Start(ctx context.Context, s Setup) (*Running, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.Addr, r.Maildir = addr, box
+	r.Addr, r.Maildirs, r.Count = addr, boxes, count
 	r.logs = append(r.logs, filepath.Join(s.Dir, "maillog"))
 	if err := r.greets(ctx); err != nil {
 		return nil, errors.Join(err, r.Stop())
@@ -115,11 +121,11 @@ func (p Postfix) mainCF(s Setup) string {
 		"alias_database =",
 		// The Maildir. virtual(8) delivers to one faster than local(8), which looks for aliases and .forward first.
 		"virtual_mailbox_domains = " + LocalDomain,
-		fmt.Sprintf("virtual_mailbox_maps = inline:{ { %s = %s/Maildir/ } }", Recipient, LocalUser),
+		fmt.Sprintf("virtual_mailbox_maps = inline:{ { %s = %s/Maildir/ } }, texthash:%s/conf/boxes", Recipient, LocalUser, s.Dir),
 		"virtual_mailbox_base = " + filepath.Join(s.Dir, "mail"),
 		"virtual_mailbox_limit = 0",
-		fmt.Sprintf("virtual_uid_maps = static:%d", Mailowner),
-		fmt.Sprintf("virtual_gid_maps = static:%d", Mailowner),
+		p.owners("uid", s),
+		p.owners("gid", s),
 		// Everything else goes to the sink.
 		fmt.Sprintf("relayhost = [%v]:%d", s.Relay.Addr(), s.Relay.Port()),
 		"transport_maps = texthash:" + filepath.Join(s.Dir, "conf", "transport"),
@@ -139,6 +145,10 @@ func (p Postfix) mainCF(s Setup) string {
 		"message_size_limit = 0",
 		"biff = no",
 	}
+	if s.Program {
+		// By pipe(8), which is faster than a command of local(8), and as many at once as there may be processes.
+		lines = append(lines, "virtual_transport = bench", "bench_destination_recipient_limit = 1", "bench_destination_concurrency_limit = 100")
+	}
 	if s.Hold {
 		lines = append(lines, "smtpd_data_restrictions = check_client_access static:hold")
 	}
@@ -148,8 +158,25 @@ func (p Postfix) mainCF(s Setup) string {
 	return strings.Join(lines, "\n") + "\n"
 }
 
+// owners says whose the mailboxes are.
+func (Postfix) owners(kind string, s Setup) string {
+	if s.Users {
+		return fmt.Sprintf("virtual_%s_maps = texthash:%s/conf/uids", kind, s.Dir)
+	}
+	return fmt.Sprintf("virtual_%s_maps = static:%d", kind, Mailowner)
+}
+
+// boxTable is a map from the addresses of all boxes.
+func boxTable(s Setup, value func(i int) string) string {
+	var b strings.Builder
+	for i, address := range BoxAddresses(s.Boxes) {
+		fmt.Fprintf(&b, "%s %s\n", address, value(i))
+	}
+	return b.String()
+}
+
 // masterCF is Postfix's own table of services without those that have nothing to do here, none in a chroot.
-func masterCF(addr string, s Setup) string {
+func masterCF(addr, command string, s Setup) string {
 	return fmt.Sprintf(`# service type private unpriv chroot wakeup maxproc command
 %s inet n - n - %d smtpd
 pickup unix n - n 60 1 pickup
@@ -176,7 +203,8 @@ anvil unix - - n - 1 anvil
 scache unix - - n - 1 scache
 tlsmgr unix - - n 1000? 1 tlsmgr
 postlog unix-dgram n - n - 1 postlogd
-`, addr, max(100, s.Sessions+20))
+bench unix - n n - - pipe flags=q user=nobody argv=/bin/sh -c { %s }
+`, addr, max(100, s.Sessions+20), command)
 }
 
 func transport(s Setup) string {

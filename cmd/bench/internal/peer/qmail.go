@@ -5,11 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
-// Qmail is this server, in unprivileged mode: one uid for all roles, which is nobody's when we are root.
+// Qmail is this server, in unprivileged mode: one uid for all roles, which is nobody's when we are root. Only where
+// mailboxes belong to many users it runs as root, each role as its own user, in an /etc that nobody else sees.
 type Qmail struct {
 	// Binary is bin/qmail.
 	Binary string
@@ -36,7 +39,10 @@ func (q Qmail) Start(ctx context.Context, s Setup) (*Running, error) {
 		return nil, err
 	}
 	uid := os.Getuid()
-	if uid == 0 {
+	if s.Users && uid != 0 {
+		return nil, errors.New("only root can deliver to many users")
+	}
+	if uid == 0 && !s.Users {
 		uid = Mailowner
 		if err := os.Chown(s.Dir, uid, uid); err != nil {
 			return nil, err
@@ -47,7 +53,10 @@ func (q Qmail) Start(ctx context.Context, s Setup) (*Running, error) {
 	if err := install(binary, q.Binary); err != nil {
 		return nil, err
 	}
-	init := []string{binary, "init", "-home", home, "-listen", "smtp=" + addr.String(), "-user", LocalUser}
+	init := []string{binary, "init", "-home", home, "-listen", "smtp=" + addr.String()}
+	if !s.Users {
+		init = append(init, "-user", LocalUser)
+	}
 	other := addr
 	if s.Protocol != "" {
 		if other, err = freePort(); err != nil {
@@ -55,10 +64,18 @@ func (q Qmail) Start(ctx context.Context, s Setup) (*Running, error) {
 		}
 		init = append(init, "-listen", s.Protocol+"="+other.String())
 	}
-	if _, err := quickly(ctx, s.Dir, uid, append(init, LocalDomain)...); err != nil {
+	init = append(init, LocalDomain)
+	if s.Users {
+		return q.privileged(ctx, s, binary, home, addr, init)
+	}
+	if _, err := quickly(ctx, s.Dir, uid, init...); err != nil {
 		return nil, err
 	}
 	if err := write(home, control(s)); err != nil {
+		return nil, err
+	}
+	boxes, count, err := q.furnish(ctx, s, binary, home, uid)
+	if err != nil {
 		return nil, err
 	}
 	env := []string{"QMAILHOME=" + home}
@@ -73,11 +90,66 @@ func (q Qmail) Start(ctx context.Context, s Setup) (*Running, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.Addr, r.Home, r.Maildir = addr, home, filepath.Join(home, "mail", LocalUser, "Maildir")
+	r.Addr, r.Home, r.Maildirs, r.Count = addr, home, boxes, count
 	if err := r.greets(ctx); err != nil {
 		return nil, errors.Join(err, r.Stop())
 	}
 	r.Addr = other
+	return r, nil
+}
+
+// furnish makes mailboxes, or the program, in a home that init has made.
+func (q Qmail) furnish(ctx context.Context, s Setup, binary, home string, uid int) (boxes []string, count string, err error) {
+	user := filepath.Join(home, "mail", LocalUser)
+	if s.Program {
+		file, command, err := counter(s.Dir)
+		return nil, file, errors.Join(err, write(user, map[string]string{".qmail": "|" + command + "\n"}))
+	}
+	if s.Boxes == 0 {
+		return []string{filepath.Join(user, "Maildir")}, "", nil
+	}
+	// A virtual domain: one user, and a .qmail file for each box.
+	dir := filepath.Join(home, "boxes")
+	boxes, err = mailboxes(dir, s)
+	files := map[string]string{
+		"control/virtualdomains": LocalDomain + ":boxes\n", "control/locals": "\n",
+		"users/assign": fmt.Sprintf("+boxes-:boxes:%d:%d:%s:-::\n.\n", uid, uid, dir),
+	}
+	for i := range s.Boxes {
+		files["boxes/.qmail-"+box(i)] = "./" + box(i) + "/Maildir/\n"
+	}
+	if err := errors.Join(err, own(dir, uid), write(home, files)); err != nil {
+		return nil, "", err
+	}
+	_, err = quickly(ctx, home, 0, "env", "QMAILHOME="+home, binary, "newu")
+	return boxes, "", err
+}
+
+// privileged starts it as root. The boxes' users need no accounts; those that the roles run as get theirs in an /etc of the
+// server's own.
+func (q Qmail) privileged(ctx context.Context, s Setup, binary, home string, addr netip.AddrPort, init []string) (*Running, error) {
+	extra := filepath.Join(s.Dir, "extra")
+	s.etc = filepath.Join(s.Dir, "etc")
+	files := control(s)
+	files["control/defaultdelivery"] = "./Maildir/\n"
+	var assign strings.Builder
+	for i := range s.Boxes {
+		fmt.Fprintf(&assign, "=%s:%s:%d:%d:%s/boxes/%s:::\n", box(i), box(i), s.uid(i), s.uid(i), s.Dir, box(i))
+	}
+	files["users/assign"] = assign.String() + ".\n"
+	boxes, err := mailboxes(filepath.Join(s.Dir, "boxes"), s)
+	if err := errors.Join(err, write(extra, files), os.Mkdir(s.etc, 0o755)); err != nil {
+		return nil, err
+	}
+	script := strings.Join(init, " ") + " && cp -R " + extra + "/. " + home + " && " + binary + " newu && exec " + binary + " start"
+	r, err := nest(ctx, s, 0, []string{"QMAILHOME=" + home}, []string{"/bin/sh", "-c", script})
+	if err != nil {
+		return nil, err
+	}
+	r.Addr, r.Home, r.Maildirs = addr, home, boxes
+	if err := r.greets(ctx); err != nil {
+		return nil, errors.Join(err, r.Stop())
+	}
 	return r, nil
 }
 

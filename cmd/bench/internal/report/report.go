@@ -36,6 +36,9 @@ type Sample struct {
 	// Each is the memory one held session costs, in bytes of PSS; 0 in modes that hold none.
 	Each float64 `json:"each,omitempty"`
 
+	// Forks is how many processes the server started for each thousand, if that is known.
+	Forks *float64 `json:"forks_per_1000,omitempty"`
+
 	// Sessions is how many SMTP sessions the server opened to the sink.
 	Sessions int `json:"sessions,omitempty"`
 }
@@ -45,6 +48,14 @@ func (s Sample) Rate() float64 { return ratio(float64(s.Count), s.Seconds) }
 
 // Cost is the server's CPU time for one, in microseconds.
 func (s Sample) Cost() float64 { return 1e6 * ratio(s.CPU, float64(s.Count)) }
+
+// Started tells of the processes that were started, if that is known.
+func (s Sample) Started() string {
+	if s.Forks == nil {
+		return ""
+	}
+	return fmt.Sprintf(", %.1f more for each 1000", *s.Forks)
+}
 
 // Mode is a kind of work.
 type Mode struct {
@@ -83,6 +94,7 @@ type Side struct {
 	RSS      Spread  `json:"rss"`
 	Others   Spread  `json:"others"`
 	Each     *Spread `json:"each,omitempty"`
+	Forks    *Spread `json:"forks_per_1000,omitempty"`
 }
 
 // Ratios compare the first server with the second, round by round: how many times as fast, and how many times less CPU
@@ -162,6 +174,10 @@ func side(s []Sample) Side {
 		each := over(s, func(s Sample) float64 { return s.Each })
 		side.Each = &each
 	}
+	if !slices.ContainsFunc(s, func(s Sample) bool { return s.Forks == nil }) {
+		forks := over(s, func(s Sample) float64 { return *s.Forks })
+		side.Forks = &forks
+	}
 	return side
 }
 
@@ -228,7 +244,7 @@ func (r *Report) Table(w io.Writer, ours, theirs string) error {
 	}
 	fmt.Fprint(w, explanation)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "mode\tserver\trate /s\tCPU us\tload us\tsink us\tmemory MiB\tothers %\tKiB/session")
+	fmt.Fprintln(t, "mode\tserver\trate /s\tCPU us\tload us\tsink us\tmemory MiB\tothers %\tKiB/session\tforks/1000")
 	for _, m := range r.Modes {
 		for _, name := range []string{ours, theirs} {
 			if s, ok := m.Sides[name]; ok {
@@ -265,13 +281,13 @@ func (r *Report) near(l Limit, limit float64, name string) string {
 const explanation = `
 The median of the rounds, with the least and the greatest. CPU is user and system time for one message, recipient or session:
 of all the server's processes, of the load generator, of the sink. Memory is the sum of PSS at the end. Others is what the rest
-of the machine took of all CPUs meanwhile: figures from a busy machine say little. A ratio compares the two within a round.
+of the machine took of all CPUs meanwhile: figures from a busy machine say little. Forks are the processes that the server started. A ratio compares the two within a round.
 
 `
 
 func (s Side) row(w io.Writer, mode, name string) {
-	fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", mode, name, s.Rate.text("%.0f", 1), s.Cost.text("%.0f", 1), one("%.0f", s.LoadCost.Median),
-		one("%.0f", s.SinkCost.Median), s.PSS.text("%.0f", 1<<20), s.Others.text("%.0f", 1), optional(s.Each, "%.1f", 1<<10))
+	fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", mode, name, s.Rate.text("%.0f", 1), s.Cost.text("%.0f", 1), one("%.0f", s.LoadCost.Median),
+		one("%.0f", s.SinkCost.Median), s.PSS.text("%.0f", 1<<20), s.Others.text("%.0f", 1), optional(s.Each, "%.1f", 1<<10), optional(s.Forks, "%.1f", 1))
 }
 
 func (s Spread) text(format string, unit float64) string {
