@@ -2,6 +2,7 @@ package serve
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -25,6 +26,8 @@ type Daemon struct {
 	Session func(ctx context.Context, service string, conn net.Conn, client netip.Addr)
 	// Welcome says before anything else whether a client may connect at all; nil lets all.
 	Welcome func(client netip.Addr) bool
+	// Proxy names those whose connections begin with a PROXY header, which says whose they are; nil: nobody's do.
+	Proxy   func(client netip.Addr) bool
 	TooMany string // what a client beyond the limits is told
 	// Connect takes over a link to qmail-send; nil is the end of the last one.
 	Connect func(link *ipc.Conn)
@@ -44,7 +47,7 @@ const (
 
 // Run serves until an order says stop, or ctx ends.
 func (d *Daemon) Run(ctx context.Context) {
-	d.group = Group{Limits: d.Limits, Handle: d.handle, Refuse: d.refuse, Log: d.Log}
+	d.group = Group{Limits: d.Limits, Handle: d.handle, Refuse: d.refuse, Log: d.Log, Proxy: d.Proxy}
 	defer d.Refusals.Start()()
 	serving, stop := context.WithCancel(ctx)
 	defer stop()
@@ -99,6 +102,19 @@ func (d *Daemon) handle(ctx context.Context, service string, conn net.Conn, clie
 			d.Log.Error("bug: a session panicked", "panic", fmt.Sprint(bug), "stack", string(debug.Stack()))
 		}
 	}()
+	if d.Proxy != nil && d.Proxy(client) {
+		real, leave, err := d.origin(conn, client)
+		switch {
+		case errors.Is(err, errTooMany):
+			d.refuse(service, conn, real)
+			return
+		case err != nil:
+			d.Refusals.Note(client.String(), "", "PROXY header: "+err.Error())
+			return
+		}
+		defer leave()
+		client = real
+	}
 	if d.Welcome != nil && !d.Welcome(client) {
 		d.Refusals.Note(client.String(), "", "not a client of ours")
 		return

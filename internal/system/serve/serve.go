@@ -29,6 +29,8 @@ type Group struct {
 	// Refuse says why to a client beyond the limits, in no more than a write that does not wait.
 	Refuse func(service string, conn net.Conn, client netip.Addr)
 	Log    *slog.Logger
+	// Proxy, if set, names those who pass on the connections of others: PerClient is not for them.
+	Proxy func(client netip.Addr) bool
 
 	mu      sync.Mutex
 	conns   map[net.Conn]struct{}
@@ -92,9 +94,10 @@ func (g *Group) begin(ctx context.Context, service string, conn net.Conn) {
 // enter takes a place for a session, if there is one.
 func (g *Group) enter(conn net.Conn, client netip.Addr) bool {
 	limits, key := g.Limits(), Network(client)
+	proxy := g.Proxy != nil && g.Proxy(client)
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if len(g.conns) >= limits.Total || key.IsValid() && g.clients[key] >= limits.PerClient {
+	if len(g.conns) >= limits.Total || !proxy && key.IsValid() && g.clients[key] >= limits.PerClient {
 		return false
 	}
 	if g.conns == nil {
@@ -105,12 +108,33 @@ func (g *Group) enter(conn net.Conn, client netip.Addr) bool {
 	return true
 }
 
+// admit counts somebody whose connection a proxy passes on; leave ends that.
+func (g *Group) admit(client netip.Addr) (leave func(), ok bool) {
+	limits, key := g.Limits(), Network(client)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.clients[key] >= limits.PerClient {
+		return nil, false
+	}
+	g.clients[key]++
+	return func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.uncount(key)
+	}, true
+}
+
 func (g *Group) leave(conn net.Conn, client netip.Addr) {
 	conn.Close()
 	key := Network(client)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	delete(g.conns, conn)
+	g.uncount(key)
+}
+
+// uncount takes one session of a client off. The lock is held.
+func (g *Group) uncount(key netip.Addr) {
 	if g.clients[key]--; g.clients[key] <= 0 {
 		delete(g.clients, key)
 	}
