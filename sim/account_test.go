@@ -115,6 +115,7 @@ func (a *account) write(r *rand.Rand, token string) *mail {
 	case chance(r, 0.05):
 		m.size = r.IntN(40 << 10)
 	}
+	m.size = min(m.size, int(a.sim.plan.segment/4)) // so that a record holds the bounce, too
 	switch n := r.IntN(20); {
 	case n < 2:
 		m.sender = "" // like a bounce from elsewhere
@@ -440,7 +441,7 @@ func (a *account) excused(m *mail, g *goal, first, second *arrival) bool {
 	if first.known.IsZero() {
 		return true
 	}
-	const memory = 5 * time.Second // a close is durable after a second
+	memory := 5*time.Second + 5*a.sim.plan.syncTime // a close is durable after a second
 	from, to := first.began.Add(-memory), first.known.Add(memory)
 	if second.began.Before(first.began) {
 		from = second.began.Add(-memory)

@@ -243,7 +243,7 @@ func (s *session) data(m manner) bool {
 // keep takes a message. Whether the machine learns of it decides whether it may come again.
 func (s *session) keep(m manner, from string, to []string, text string) bool {
 	h := s.host
-	const reaching = 3 * time.Minute // other servers of the same domain may not answer
+	const reaching = 15 * time.Minute // the DNS and other servers of the same domain may not answer
 	told := h.sim.account.taken(s.began.Add(-reaching), from, to, text)
 	if chance(s.dice, m.forgets) {
 		return false
