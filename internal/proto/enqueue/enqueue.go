@@ -40,6 +40,10 @@ const (
 	MaxEnvelope = 64 << 20
 )
 
+// HoldOption is an option of a message that qmail-send is to hold: who accepts it has doubts that the administrator is
+// to clear up. It goes no further than qmail-send.
+const HoldOption = "HOLD"
+
 // SocketPath is the door's socket below a home.
 func SocketPath(home string) string { return filepath.Join(home, "queue", "enqueue") }
 

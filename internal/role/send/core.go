@@ -2,6 +2,7 @@ package send
 
 import (
 	"context"
+	"fmt"
 	"hash/maphash"
 	"log/slog"
 	"runtime"
@@ -261,17 +262,21 @@ func (c *core) arrive(e arrived) {
 	a := e.message
 	c.log.New(a.ID)
 	c.log.Info(a.ID, e.size, a.Envelope.Sender, a.Envelope.QP, a.Envelope.UID)
-	c.add(queue.ID(a.ID), a.Envelope, e.birth)
+	if e.held {
+		c.slog.Info(fmt.Sprintf("msg %d: held on arrival", a.ID))
+	}
+	c.add(queue.ID(a.ID), a.Envelope, e.birth, e.held)
 }
 
 // add puts a new message into the schedule.
-func (c *core) add(id queue.ID, e *envelope.Envelope, birth time.Time) {
+func (c *core) add(id queue.ID, e *envelope.Envelope, birth time.Time, held bool) {
 	if len(e.Recipients) == 0 {
 		c.log.End(uint64(id))
 		return
 	}
 	c.envelopes.put(id, e)
 	m := c.message(id, e, birth)
+	m.Held = held
 	m.Recipients = make([]schedule.Recipient, len(e.Recipients))
 	for i, r := range e.Recipients {
 		to := c.config.Routes.Rewrite(r)

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
+	"qmail/internal/format/envelope"
 	"qmail/internal/format/reply"
 	"qmail/internal/proto/enqueue"
 	"qmail/internal/store/queue"
@@ -43,6 +45,7 @@ type arrived struct {
 	message *enqueue.Arrival
 	birth   time.Time
 	size    int64
+	held    bool
 }
 
 var (
@@ -75,6 +78,11 @@ func (d *door) Accept(a *enqueue.Arrival, done func(error)) {
 		done(errStopping)
 		return
 	}
+	batch := queue.Batch{}
+	held := takeHold(a.Envelope)
+	if held {
+		batch.Holds = []queue.Hold{{ID: queue.ID(a.ID), On: true}}
+	}
 	accept := queue.Accept{ID: queue.ID(a.ID), Envelope: a.Envelope}
 	a.Envelope.Birth = d.now()
 	size := int64(len(a.Body))
@@ -85,7 +93,8 @@ func (d *door) Accept(a *enqueue.Arrival, done func(error)) {
 		accept.Spool, size = spool, spool.Size()
 	}
 	commit := func() {
-		d.store.Commit(queue.Batch{Accepts: []queue.Accept{accept}}, func(err error) {
+		batch.Accepts = []queue.Accept{accept}
+		d.store.Commit(batch, func(err error) {
 			if a.Spool != nil {
 				a.Spool.Close()
 			}
@@ -94,7 +103,7 @@ func (d *door) Accept(a *enqueue.Arrival, done func(error)) {
 				done(refusal(err))
 				return
 			}
-			d.events(arrived{a, a.Envelope.Birth, size})
+			d.events(arrived{a, a.Envelope.Birth, size, held})
 			done(nil)
 		})
 	}
@@ -103,6 +112,14 @@ func (d *door) Accept(a *enqueue.Arrival, done func(error)) {
 		return
 	}
 	commit()
+}
+
+// takeHold takes the wish that a message be held, which is for us alone, off its options: it is accepted, and nobody of
+// it is tried before it is released (qmail queue).
+func takeHold(e *envelope.Envelope) bool {
+	n := len(e.Options)
+	e.Options = slices.DeleteFunc(e.Options, func(o string) bool { return o == enqueue.HoldOption })
+	return len(e.Options) < n
 }
 
 func refusal(err error) error {

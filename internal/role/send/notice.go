@@ -241,7 +241,7 @@ func (c *core) noticed(ctx context.Context, e queued) {
 	id := e.accept.ID
 	c.log.New(uint64(id))
 	c.log.Info(uint64(id), e.size, e.accept.Envelope.Sender, e.accept.Envelope.QP, e.accept.Envelope.UID)
-	c.add(id, e.accept.Envelope, e.accept.Envelope.Birth)
+	c.add(id, e.accept.Envelope, e.accept.Envelope.Birth, false)
 }
 
 func noticeID(id queue.ID, t time.Time) string {
