@@ -57,7 +57,8 @@ func single(ctx context.Context, e *env.Env, conn server.Stream, queue server.Qu
 		Secured:  func(p *server.Peer) { config.secured(p, e.Now()); refusals.Say(tlsLine(p)) },
 		Refused:  func(p *server.Peer, command, reply string) { refusals.Note(p.IP, command, reply) },
 	}
-	if err := v.Serve(ctx, conn, config.peer(inlet.Peer(e, remote, local))); err != nil {
+	from, client := inlet.Peer(e, remote, local)
+	if err := v.Serve(ctx, conn, config.peer(from, client, server.Relay)); err != nil {
 		return 1
 	}
 	return 0

@@ -7,8 +7,11 @@ import (
 	"time"
 
 	"qmail/internal/check/relay"
+	"qmail/internal/check/senders"
 	"qmail/internal/format/address"
+	"qmail/internal/format/header"
 	"qmail/internal/format/received"
+	"qmail/internal/format/reply"
 	"qmail/internal/proto/inlet"
 	"qmail/internal/proto/smtp/server"
 	"qmail/internal/store/control"
@@ -27,6 +30,15 @@ type Config struct {
 	relayClient *string // RELAYCLIENT
 	anyHelo     bool    // NOBADHELO
 	clients     relay.Certificates
+
+	// Of those who log in.
+	insecure    relay.Networks // authinsecure
+	authSMTP    bool           // authsmtp
+	senders     *senders.Policy
+	submitLimit int // submitlimit
+	completion  *header.Completion
+	// Of machines before us.
+	proxies, xclient, xforward relay.Networks
 }
 
 // What holds where no file says otherwise.
@@ -42,6 +54,8 @@ const (
 	transaction = time.Hour
 	grace       = 5 * time.Minute
 	leastRate   = 256 // bytes per second
+
+	submitLimit = 1000 // submitlimit
 )
 
 var errNoName = errors.New("neither control/me nor control/smtpgreeting says who we are")
@@ -68,7 +82,7 @@ func ReadConfig(e *env.Env, own []netip.Addr) (*Config, error) {
 		c.relayClient = &value
 	}
 	_, c.anyHelo = e.Lookup("NOBADHELO")
-	return c, c.readNumbers(dir, e)
+	return c, errors.Join(c.readNumbers(dir, e), c.readPeople(dir), c.readTrust(dir))
 }
 
 // greeting is a line that strangers will see.
@@ -110,32 +124,93 @@ func (c *Config) readNumbers(dir control.Dir, e *env.Env) error {
 	return errors.Join(err1, err2, err3, err4, err5)
 }
 
+// readPeople reads what is about those who log in.
+func (c *Config) readPeople(dir control.Dir) error {
+	var err [7]error
+	var id int64
+	c.insecure, _, err[0] = relay.LoadNetworks(dir, "authinsecure")
+	c.senders, err[1] = senders.Load(dir)
+	c.completion, err[2] = dir.Completion()
+	c.Session.IDHost, err[3] = dir.LineOrMe("idhost", "")
+	id, err[4] = inlet.Number(dir, "authsmtp", 0, 0, 1)
+	c.authSMTP = id > 0
+	id, err[5] = inlet.Number(dir, "showlogin", 0, 0, 1)
+	c.Session.ShowLogin = id > 0
+	id, err[6] = inlet.Number(dir, "submitlimit", submitLimit, 0, 1<<30)
+	c.submitLimit = int(id)
+	return errors.Join(err[:]...)
+}
+
+// readTrust reads who may speak for others.
+func (c *Config) readTrust(dir control.Dir) error {
+	var err [4]error
+	var chunking int64
+	c.proxies, _, err[0] = relay.LoadNetworks(dir, "proxyclients")
+	c.xclient, _, err[1] = relay.LoadNetworks(dir, "xclient")
+	c.xforward, _, err[2] = relay.LoadNetworks(dir, "xforward")
+	chunking, err[3] = inlet.Number(dir, "chunking", 1, 0, 1)
+	c.Session.NoChunking = chunking == 0
+	c.Session.Moved = c.settle
+	return errors.Join(err[:]...)
+}
+
+// kindOf is what a listener of control/listen is for.
+func kindOf(service string) server.Kind {
+	switch service {
+	case "submission", "submissions":
+		return server.Submission
+	case "lmtp":
+		return server.LMTP
+	}
+	return server.Relay
+}
+
 // peer makes a session's Peer; whether it may relay is settled here, once.
-func (c *Config) peer(from received.From, address netip.Addr) *server.Peer {
-	p := &server.Peer{Address: address, IP: from.IP, Host: from.Host, Info: from.Info, Local: from.Local}
+func (c *Config) peer(from received.From, address netip.Addr, kind server.Kind) *server.Peer {
+	p := &server.Peer{Address: address, IP: from.IP, Host: from.Host, Info: from.Info, Local: from.Local, Kind: kind}
+	c.settle(p)
+	return p
+}
+
+// settle gives a peer the rights of its address. Where one has to log in, nothing else gives the right to relay.
+func (c *Config) settle(p *server.Peer) {
+	p.Trust = server.Trust{XClient: c.xclient.Has(p.Address), XForward: c.xforward.Has(p.Address)}
 	switch {
+	case p.Kind == server.Submission:
 	case c.relayClient != nil:
 		p.Relay = c.relayClient
-	case c.relay.Client(address):
+	case c.relay.Client(p.Address):
 		p.Relay = new(string)
 	}
-	return p
 }
 
 // secured gives a peer the right that its certificate brings.
 func (c *Config) secured(p *server.Peer, now time.Time) {
-	if p.Relay == nil && c.clients.Has(p.TLS, now) {
+	if p.Kind != server.Submission && p.Relay == nil && c.clients.Has(p.TLS, now) {
 		p.Relay = new(string)
 	}
 }
 
+// errSender refuses a sender that is not the client's.
+var errSender = &reply.Error{Code: 553, Status: "5.7.1", Text: "sorry, you may not send as that address (#5.7.1)"}
+
 // Sender is server.Policy.
 func (c *Config) Sender(p *server.Peer, path address.Path) (string, error) {
-	return c.relay.Sender(p.Relay != nil, path)
+	if p.Login == "" {
+		return c.relay.Sender(p.Relay != nil, path)
+	}
+	sender, err := c.relay.Sender(true, c.complete(path))
+	if err == nil && p.Relay == nil && !c.senders.May(p.Login, sender) {
+		return "", errSender
+	}
+	return sender, err
 }
 
 // Recipient is server.Policy.
 func (c *Config) Recipient(p *server.Peer, sender string, path address.Path) (string, error) {
+	if p.Login != "" {
+		return c.relay.Recipient(true, sender, c.complete(path))
+	}
 	if !c.anyHelo {
 		if err := c.relay.Helo(p.Relay != nil, p.Helo); err != nil {
 			return "", err
@@ -146,4 +221,17 @@ func (c *Config) Recipient(p *server.Peer, sender string, path address.Path) (st
 		recipient += *p.Relay
 	}
 	return recipient, err
+}
+
+// complete gives an address of one of our users the host that it lacks, as qmail-inject does.
+func (c *Config) complete(path address.Path) address.Path {
+	if !path.Bare || path.Address == "" {
+		return path
+	}
+	tokens, ok := header.Tokenize(address.QuoteAddress(path.Address))
+	if !ok {
+		return path
+	}
+	path.Address, path.Bare = header.Address(c.completion.Complete(tokens)), false
+	return path
 }

@@ -19,6 +19,7 @@ import (
 	"qmail/internal/format/cdb"
 	"qmail/internal/format/envelope"
 	"qmail/internal/format/reply"
+	"qmail/internal/proto/sasl"
 	"qmail/internal/proto/smtp/server"
 	"qmail/internal/system/env"
 	"qmail/internal/system/serve"
@@ -133,11 +134,65 @@ func start(ctx context.Context, conn net.Conn, e *env.Env, peer func(*Config) *s
 		return err
 	}
 	lines := (&env.Env{Stderr: log}).Log("qmail-smtpd")
+	config.Session.Mechanisms = func(p *server.Peer) ([]string, bool) {
+		if p.Kind != server.Submission {
+			return nil, false
+		}
+		if p.TLS == nil {
+			return nil, true
+		}
+		return []string{"SCRAM-SHA-256", "PLAIN", "LOGIN"}, true
+	}
 	v := server.Server{
 		Settings: func() *server.Config { return &config.Session }, Queue: q, Now: e.Now,
+		Auth: &fixtureAuth{}, Random: func([]byte) {},
 		Refused: func(p *server.Peer, command, reply string) { lines.Info(serve.RefusalLine(p.IP, command, reply)) },
 	}
 	return v.Serve(ctx, conn, peer(config))
+}
+
+// fixtureAuth stands in for qmail-authd: alice@test.example's password is "correct horse".
+type fixtureAuth struct{ attempts int }
+
+func (a *fixtureAuth) Begin(ctx context.Context, p *server.Peer, mechanism string, initial []byte) (server.Exchange, server.Answer) {
+	a.attempts++
+	if a.attempts > 20 {
+		panic("more than 20 guesses")
+	}
+	v, err := sasl.NewServer(mechanism, nil, a)
+	if err != nil {
+		return nil, server.Answer{Outcome: server.Malformed}
+	}
+	x := fixtureExchange{v}
+	return x, x.Next(ctx, initial)
+}
+
+func (a *fixtureAuth) Password(login, password string) error {
+	if login != "alice@test.example" || password != "correct horse" {
+		return sasl.ErrRefused
+	}
+	return nil
+}
+
+func (a *fixtureAuth) Verifier(mechanism, login string) (sasl.Verifier, error) {
+	return sasl.NewVerifier(mechanism, "correct horse of "+login, []byte("salt"), 4096)
+}
+
+type fixtureExchange struct{ v *sasl.Server }
+
+func (x fixtureExchange) Abort() {}
+
+func (x fixtureExchange) Next(_ context.Context, response []byte) server.Answer {
+	challenge, done, err := x.v.Next(response)
+	switch {
+	case !done:
+		return server.Answer{Outcome: server.Challenged, Challenge: challenge}
+	case err == nil:
+		return server.Answer{Outcome: server.Accepted, Login: x.v.Login}
+	case err == sasl.ErrRefused:
+		return server.Answer{Outcome: server.Rejected}
+	}
+	return server.Answer{Outcome: server.Malformed}
 }
 
 // smtpReply is one reply, all of its lines.

@@ -3,9 +3,12 @@
 // sockets and link to qmail-send come from there; started by hand, by tcpserver, inetd or systemd, it serves the
 // connection on descriptors 0 and 1 (classic.go).
 //
-// Control files: badhelo, badmailfrom and badrcptto, the same with norelay at their ends, concurrencyincoming,
-// databytes, localiphost, maxmemory, maxperclient, maxrecipients, me, morercpthosts.cdb, percenthack, rcpthosts,
-// relayclients, smtpgreeting, timeoutsmtpd. All are read at the start, where an error ends the program, and again on
+// It serves port 25, submission of mail by our users, who have to log in (qmail-authd knows who they are), and LMTP.
+//
+// Control files: authinsecure, authsmtp, badhelo, badmailfrom and badrcptto, the same with norelay at their ends, chunking,
+// concurrencyincoming, databytes, defaultdomain, defaulthost, idhost, localiphost, locals, maxmemory, maxperclient,
+// maxrecipients, me, morercpthosts.cdb, percenthack, plusdomain, proxyclients, rcpthosts, relayclients, senderlogins,
+// showlogin, smtpgreeting, submitlimit, timeoutsmtpd, xclient, xforward. All are read at the start, where an error ends the program, and again on
 // a reload, where it keeps what was before. Environment: DATABYTES, NOBADHELO, QMAILQUEUE, RELAYCLIENT and the
 // variables of tcp-environ(5).
 //
@@ -17,12 +20,15 @@ package smtpd
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"net"
 	"net/netip"
 	"sync/atomic"
 
+	"qmail/internal/check/senders"
 	"qmail/internal/format/received"
+	"qmail/internal/proto/checker"
 	"qmail/internal/proto/inlet"
 	"qmail/internal/proto/keyd"
 	"qmail/internal/proto/smtp/server"
@@ -65,6 +71,8 @@ type role struct {
 	link   inlet.Link
 	keys   keyd.Agent
 	tls    secure.Server
+	auth   checker.Agent
+	meter  senders.Meter
 	server server.Server
 }
 
@@ -76,7 +84,8 @@ func newRole(e *env.Env, config *Config, own []netip.Addr) *role {
 	r.Daemon = serve.Daemon{
 		Env: e, Log: log, Refusals: serve.NewRefusals(log), TooMany: tooMany,
 		Limits:  func() serve.Limits { return r.config.Load().Limits },
-		Session: r.session, Connect: r.link.Connect, Partner: r.keys.Partner, Reload: r.reload,
+		Session: r.session, Connect: r.link.Connect, Partner: r.partner, Reload: r.reload,
+		Proxy: func(client netip.Addr) bool { return r.config.Load().proxies.Has(client) },
 	}
 	r.keys.Changed = func(list []keyd.Certificate) { r.tls.Use(keyd.Served(list)) }
 	r.tls.Settings = func() secure.Settings { return r.config.Load().TLS }
@@ -87,7 +96,11 @@ func newRole(e *env.Env, config *Config, own []netip.Addr) *role {
 		Queue:    door{&r.link},
 		Now:      e.Now,
 		Hold:     r.link.Hold,
-		Refused:  func(p *server.Peer, command, reply string) { r.Refusals.Note(p.IP, command, reply) },
+		Refused:  r.refused,
+		Admit:    r.admit,
+		Accepted: r.accepted,
+		Auth:     authority{&r.auth},
+		Random:   func(b []byte) { rand.Read(b) },
 	}
 	return r
 }
@@ -105,6 +118,7 @@ func (r *role) reload() {
 // take makes a configuration the one that counts.
 func (r *role) take(config *Config) {
 	config.Session.StartTLS = r.tls.Ready
+	config.Session.Mechanisms = func(p *server.Peer) ([]string, bool) { return config.mechanisms(&r.auth, p) }
 	r.config.Store(config)
 }
 
@@ -114,6 +128,15 @@ func (r *role) secured(p *server.Peer) {
 	r.Refusals.Say(tlsLine(p))
 }
 
+// refused tells the log of a refusal, and for whom a trusted machine spoke.
+func (r *role) refused(p *server.Peer, command, reply string) {
+	ip := p.IP
+	if p.Origin != "" {
+		ip += " for " + p.Origin
+	}
+	r.Refusals.Note(ip, command, reply)
+}
+
 // session holds one.
 func (r *role) session(ctx context.Context, service string, conn net.Conn, client netip.Addr) {
 	config := r.config.Load()
@@ -121,7 +144,7 @@ func (r *role) session(ctx context.Context, service string, conn net.Conn, clien
 	if client.IsValid() {
 		from.IP = client.String()
 	}
-	peer := config.peer(from, client)
+	peer := config.peer(from, client, kindOf(service))
 	stream := server.Stream(conn)
 	if serve.Encrypted(service) {
 		c, state, err := r.tls.Handshake(ctx, conn, true)

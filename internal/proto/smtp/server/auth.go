@@ -82,6 +82,12 @@ func (s *Session) mechanisms() (list []string, inTLS bool) {
 	return s.config.Mechanisms(s.peer)
 }
 
+// knowsAuth reports whether AUTH is an extension of this session.
+func (s *Session) knowsAuth() bool {
+	list, _ := s.mechanisms()
+	return s.peer.Login != "" || len(list) > 0
+}
+
 // auth is AUTH (RFC 4954 4).
 func (s *Session) auth(dst, arg []byte) ([]byte, Next) {
 	s.login.tried = true

@@ -16,6 +16,9 @@ type chunk struct {
 	refusal string // the reply, whatever the chunk holds; empty if it is the message's
 }
 
+// maxChunk is the largest chunk where messages may be of any size.
+const maxChunk = 1 << 40
+
 const (
 	badChunk  = "501 5.5.4 syntax: BDAT size [LAST] (#5.5.4)\r\n"
 	hugeChunk = "552 5.3.4 no message here may be that large (#5.3.4)\r\n"
@@ -24,12 +27,18 @@ const (
 // bdat announces bytes, which come whatever we think of the command: those of one that is out of order are read and
 // thrown away. Only where their number is not known, or there are too many of them, is the session over.
 func (s *Session) bdat(dst, arg []byte) ([]byte, Next) {
+	if s.config.NoChunking { // what follows is no list of commands, and must not be read as one
+		return s.foreign(dst, arg)
+	}
 	number, rest, _ := strings.Cut(string(arg), " ")
 	n, ok := size(number)
 	rest = strings.TrimLeft(rest, " ")
 	last := len(rest) == 4 && equalFold([]byte(rest), "last")
 	if !ok || rest != "" && !last {
 		return append(dst, badChunk...), Close
+	}
+	if n > maxChunk || s.config.Databytes > 0 && n > maxDiscard+s.config.Databytes {
+		return append(dst, hugeChunk...), Close
 	}
 	s.chunk = chunk{left: n, size: n, last: last, open: true}
 	switch s.at {

@@ -36,6 +36,7 @@ func TestChunks(t *testing.T) {
 		{"a size that is none", begin + "BDAT x\r\nNOOP\r\n", at + "501 5.5.4", ""},
 		{"no size", begin + "BDAT\r\nNOOP\r\n", at + "501 5.5.4", ""},
 		{"a negative size", begin + "BDAT -1 LAST\r\nNOOP\r\n", at + "501 5.5.4", ""},
+		{"a size of ages", begin + "BDAT 9999999999999999999 LAST\r\nNOOP\r\n", at + "552 5.3.4", ""},
 		{"a word that is not LAST", begin + "BDAT 1 FIRST\r\nx", at + "501 5.5.4", ""},
 		{"too large", begin + bdat(strings.Repeat("0123456789abcde\r\n", 66000), " LAST") + "NOOP\r\n", at + "552 5.3.4, 250 2.0.0", ""},
 		{"too large in pieces", begin + bdat(strings.Repeat("0123456789abcde\r\n", 33000), "") + bdat(strings.Repeat("0123456789abcde\r\n", 33000), "") + bdat("x\r\n", " LAST"),

@@ -98,6 +98,9 @@ func (c *conversation) step(line []byte) (Next, error) {
 		case Verify:
 			c.out, next = c.session.Verified(c.out, c.verify())
 		case Open:
+			if c.server.Admit != nil {
+				c.server.Admit(c.peer, c.session.Envelope())
+			}
 			m, err := c.server.Queue.Open(c.session.Envelope())
 			c.out, next = c.session.Opened(c.out, err)
 			if next == Chunk && err == nil {

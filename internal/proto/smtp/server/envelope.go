@@ -28,7 +28,7 @@ func (s *Session) mailFrom(dst, arg []byte) ([]byte, Next) {
 	}
 	p, bad := parameters(rest)
 	switch {
-	case bad == "" && p.authed && s.config.Mechanisms == nil:
+	case bad == "" && p.authed && !s.knowsAuth():
 		return append(dst, unknownParameter...), More
 	case bad != "":
 		return append(dst, bad...), More

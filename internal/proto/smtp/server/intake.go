@@ -48,6 +48,9 @@ func (c *conversation) commit(m Message) (Next, error) {
 		c.flush() // what was said before; if it fails the session ends all the same
 		return Close, err
 	}
+	if err == nil && c.server.Accepted != nil {
+		c.server.Accepted(c.peer, c.session.Envelope(), id)
+	}
 	return c.end(id, err), nil
 }
 

@@ -62,6 +62,10 @@ type Server struct {
 	StartTLS func(ctx context.Context, stream Stream) (Stream, *secure.State, error)
 	// Secured, if set, is told that a peer runs in TLS by now, and may give it rights for it.
 	Secured func(p *Peer)
+	// Admit, if set, is shown the envelope of each message before the queue is, and may add options to it.
+	Admit func(p *Peer, e *envelope.Envelope)
+	// Accepted, if set, is told of each message that the queue has taken, before the client is.
+	Accepted func(p *Peer, e *envelope.Envelope, id uint64)
 	// Auth is asked who somebody is. It has to be there where a Config says Mechanisms.
 	Auth Auth
 	// Random fills in bytes that nobody can guess. It has to be there for Submission.

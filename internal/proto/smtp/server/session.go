@@ -54,6 +54,7 @@ type Config struct {
 	MaxErrors     int         // refused commands since the last accepted message
 	MaxIdle       int         // commands that lead to no message, since the last accepted one
 	StartTLS      func() bool // whether it is offered outside TLS (RFC 3207); nil: never
+	NoChunking    bool        // BDAT is no command
 	// Mechanisms are those of AUTH to be offered to a peer now, and whether there would be some inside TLS; nil: never.
 	Mechanisms func(p *Peer) (list []string, inTLS bool)
 	// Moved gives a peer the rights of its Address, which XCLIENT has changed.
@@ -300,7 +301,10 @@ func (s *Session) hello(dst, arg []byte, extended bool) ([]byte, Next) {
 	dst = append(append(append(dst, "250-"...), s.config.Greeting...), "\r\n"...)
 	dst = append(dst, "250-PIPELINING\r\n250-8BITMIME\r\n250-SIZE "...)
 	dst = strconv.AppendInt(dst, s.config.Databytes, 10)
-	dst = append(dst, "\r\n250-ENHANCEDSTATUSCODES\r\n250-DSN\r\n250-CHUNKING\r\n"...)
+	dst = append(dst, "\r\n250-ENHANCEDSTATUSCODES\r\n250-DSN\r\n"...)
+	if !s.config.NoChunking {
+		dst = append(dst, "250-CHUNKING\r\n"...)
+	}
 	if s.config.MaxRecipients > 0 { // RFC 9422
 		dst = append(dst, "250-LIMITS RCPTMAX="...)
 		dst = append(strconv.AppendInt(dst, int64(s.config.MaxRecipients), 10), "\r\n"...)
