@@ -108,7 +108,7 @@ func (c *Client) forget(stream uint32) {
 func (c *Client) wait(ctx context.Context, stream uint32, ch chan string) (Accepted, error) {
 	select {
 	case report, ok := <-ch:
-		if !ok {
+		if !ok || report == doubt {
 			return Accepted{}, inDoubt(errGone)
 		}
 		return parse(report)

@@ -10,7 +10,8 @@
 //	        X  throw the message away
 //	        V  one address: would you take it? No envelope, no message
 //	server  R  "K<id>", "Ztext (#x.y.z)" or "Dtext (#x.y.z)"; one for each D and V, and for a message
-//	           that is refused before its D, after which the server forgets the stream until its D or X
+//	           that is refused before its D, after which the server forgets the stream until its D or X;
+//	           "?" if the server itself does not know whether the message is in the queue
 //
 // K means: on disk, together with everything needed to find it again. A connection that ends before R
 // leaves the client in doubt: all recipients or none.

@@ -25,6 +25,9 @@ const (
 	maxStreams = 20000
 )
 
+// doubt is the answer that is none: the message may be in the queue, or not.
+const doubt = "?"
+
 // Peer is who is at the other end, as the kernel or the supervisor says.
 type Peer struct {
 	UID, PID int
@@ -259,7 +262,10 @@ func (s *server) done(stream uint32, m *incoming) error {
 	s.ask(size)
 	s.backend.Accept(&Arrival{id, m.envelope, m.body, m.spool}, func(err error) {
 		report := "K" + strconv.FormatUint(id, 10)
-		if err != nil {
+		switch {
+		case errors.Is(err, reply.ErrInDoubt):
+			report = doubt
+		case err != nil:
 			report = reply.Of(err).Report()
 		}
 		s.answer(stream, size, report)

@@ -126,6 +126,9 @@ func refusal(err error) error {
 	if errors.Is(err, queue.ErrTooLarge) {
 		return reply.Permanent("5.3.4", "message too large for the queue", err)
 	}
+	if errors.Is(err, queue.ErrInDoubt) {
+		err = reply.ErrInDoubt
+	}
 	return &reply.Error{Code: errDisk.Code, Status: errDisk.Status, Text: errDisk.Text, Err: err}
 }
 

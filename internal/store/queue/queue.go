@@ -56,6 +56,9 @@ var (
 	ErrClosed = errors.New("queue: closed")
 	// ErrFull is a batch with an Accept refused for lack of room; closes may still be possible.
 	ErrFull = errors.New("queue: no room")
+	// ErrInDoubt is a batch of which nobody knows: its bytes may be on a disk that said it failed, and nothing could be
+	// written that says they do not count. It is as after a crash: all of it, or nothing.
+	ErrInDoubt = errors.New("queue: the outcome is not known")
 	// ErrClaimed is a message that another node works on.
 	ErrClaimed = errors.New("queue: claimed elsewhere")
 	// ErrLocked is a queue that another process has open.
@@ -73,7 +76,7 @@ type Store interface {
 
 	// Commit queues b, all of it or nothing. done is called once, from the store's own goroutine, after b
 	// is durable (nil) or has failed; it must not block nor call Commit. After an error nothing of b
-	// will ever be delivered by this store, unless the machine dies in the act. Commit returns at once but for
+	// will ever be delivered by this store, unless the error is ErrInDoubt. Commit returns at once but for
 	// spooled bodies, whose data it makes durable first. The store keeps what b points to: neither the
 	// envelopes nor the bodies may be changed afterwards.
 	Commit(b Batch, done func(error))
@@ -257,6 +260,23 @@ type Position struct {
 // Observer sees every batch once it is durable, in the order of the log, from the store's own goroutine,
 // before done is called. It must not block nor keep b. It is where an account of all mail is kept from.
 type Observer func(at Position, b Batch)
+
+// Account is kept of what enters the queue and what leaves it, and outlives both (store/ledger). Its methods are called from
+// one goroutine at a time, in the order of the log, with what is durable; none may wait but Begin, Settle and Close.
+type Account interface {
+	// Begin reads what the account has. It returns the position after which it knows nothing, the zero Position if it is
+	// new; the store then tells it what came since. live tells, later on, whether a message is in the queue.
+	Begin(live func(ID) bool) (Position, error)
+	// Accepted tells of a message. carried says that it was accepted before the account began.
+	Accepted(at time.Time, id ID, e *envelope.Envelope, size int64, carried bool)
+	// Closed tells of recipients. Those of outcome 0 were closed before the account began.
+	Closed(at time.Time, c *Close)
+	// Reached ends what one record tells.
+	Reached(at Position)
+	// Settle makes durable what was told: after it the store may forget.
+	Settle() error
+	Close() error
+}
 
 // Stats are facts for the administrator.
 type Stats struct {

@@ -331,8 +331,12 @@ func (j *Journal) moveAccept(s *segment, id queue.ID) (<-chan error, int64, erro
 	}), int64(e.bytes), nil
 }
 
-// drop removes a segment of which nothing is needed any more, or makes a spare of it.
+// drop removes a segment of which nothing is needed any more, or makes a spare of it. What it tells is on the account
+// by then.
 func (j *Journal) drop(s *segment) error {
+	if err := j.settleAccount(); err != nil {
+		return fmt.Errorf("segment %016x: %w", s.seq, err)
+	}
 	j.mu.Lock()
 	if s.live != 0 {
 		j.mu.Unlock()

@@ -35,6 +35,7 @@ type Options struct {
 	Rand        io.Reader        // for stamps; crypto/rand by default
 	Warn        func(string)     // is told of damage and failures, a line each, from any goroutine
 	Observe     queue.Observer
+	Account     queue.Account // of all mail; nil for none. It is closed with the journal
 }
 
 const (
@@ -132,6 +133,7 @@ type op struct {
 	accepts bool
 	carry   func(*op) // makes rec when the writer has come to it
 	from    *segment  // of the collector: rec has closes out of it
+	time    time.Time // when it was written
 }
 
 func (o *op) meta() []byte { return o.rec[align+headSize:] }
@@ -547,7 +549,7 @@ func (j *Journal) Close() error {
 		j.closeFile(j.openFiles[0])
 	}
 	j.handles.Unlock()
-	return errors.Join(j.broken, j.lock.Close())
+	return errors.Join(j.broken, j.closeAccount(), j.lock.Close())
 }
 
 // pieces is a Body in memory.

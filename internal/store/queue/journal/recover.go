@@ -36,6 +36,11 @@ func Open(d disk.FS, opt Options) (*Journal, error) {
 		j.lock.Close()
 		return nil, err
 	}
+	if err := j.feed(); err != nil {
+		j.lock.Close()
+		j.writer.file.Close()
+		return nil, err
+	}
 	go j.run()
 	go j.housekeep()
 	nudge(j.tidy)

@@ -200,9 +200,10 @@ func (j *Journal) write(ops []*op) {
 	w := &j.writer
 	iov := w.iov[:0]
 	at, durable := w.end, false
-	now := j.opt.Now().UnixNano()
+	now := j.opt.Now()
 	for _, o := range ops {
-		putHead(o.rec[align:], w.head.seq, w.head.stamp, head{o.length, len(o.meta()), checksum(o.meta()), now})
+		o.time = now
+		putHead(o.rec[align:], w.head.seq, w.head.stamp, head{o.length, len(o.meta()), checksum(o.meta()), now.UnixNano()})
 		pad := int(o.off - at)
 		iov = append(iov, o.rec[align-pad:]) // zeros
 		iov = append(iov, o.bodies...)
@@ -227,6 +228,10 @@ func (j *Journal) write(ops []*op) {
 	w.head.end.Store(at)
 	for _, o := range ops {
 		w.foot = appendPage(w.foot, o.off, o.meta())
+	}
+	if durable { // before anything is taken for dead
+		j.account(w.unsynced)
+		j.account(ops)
 	}
 	j.apply(ops, durable, written)
 	if !durable {
@@ -323,6 +328,7 @@ func (j *Journal) flush() {
 func (j *Journal) durable() {
 	w := &j.writer
 	w.synced, w.fails = w.end, 0
+	j.account(w.unsynced)
 	j.mu.Lock()
 	j.stats.Syncs++
 	j.bury()
@@ -332,7 +338,7 @@ func (j *Journal) durable() {
 
 // fail ends the head, which is never touched again, and the batches that did not make it. Before their owners
 // hear of it, the header of the next segment says where this one ends, so that what may yet turn out to be on
-// the disk is never delivered.
+// the disk is never delivered. If that header cannot be written either, what became of the batches is in doubt.
 func (j *Journal) fail(ops []*op, err error) {
 	w := &j.writer
 	j.abandon(err)
@@ -344,12 +350,17 @@ func (j *Journal) fail(ops []*op, err error) {
 			failed = append(failed, o)
 		}
 	}
-	if spare, spareErr := j.takeSpare(false); spareErr == nil {
-		j.roll(spare)
+	spare, lost := j.takeSpare(false)
+	if lost == nil {
+		lost = j.roll(spare)
 	}
 	w.failed = j.opt.Now()
+	err = fmt.Errorf("journal: %w", err)
+	if lost != nil {
+		err = fmt.Errorf("%w: %w", queue.ErrInDoubt, err)
+	}
 	for _, o := range failed {
-		j.refuse(o, fmt.Errorf("journal: %w", err))
+		j.refuse(o, err)
 	}
 }
 
