@@ -13,7 +13,9 @@ import (
 	"strings"
 	"syscall"
 
+	"qmail/internal/role/authd"
 	"qmail/internal/role/bouncesaying"
+	"qmail/internal/role/checkpw"
 	"qmail/internal/role/condredirect"
 	"qmail/internal/role/dotforward"
 	"qmail/internal/role/elq"
@@ -36,6 +38,7 @@ import (
 	"qmail/internal/role/newaliases"
 	"qmail/internal/role/newmrh"
 	"qmail/internal/role/newu"
+	"qmail/internal/role/passwdtool"
 	"qmail/internal/role/pop3d"
 	"qmail/internal/role/popup"
 	"qmail/internal/role/predate"
@@ -93,6 +96,9 @@ var programs = []program{
 	{"qmail-smtpd", smtpd.Main, true, "receive mail by SMTP"},
 	{"qmail-qmtpd", qmtpd.Main, true, "receive mail by QMTP"},
 	{"qmail-qmqpd", qmqpd.Main, true, "receive mail by QMQP from trusted machines"},
+	{"qmail-authd", authd.Main, false, "know who has which password"},
+	{"qmail-checkpw", checkpw.Main, false, "ask a program whether a password is right"},
+	{"qmail-passwd", passwdtool.Main, false, "manage who may log in"},
 	{"qmail-send", send.Main, false, "keep the queue and decide who is tried when"},
 	{"qmail-lspawn", lspawn.Main, true, "start deliveries to users"},
 	{"qmail-keyd", keyd.Main, false, "hold private keys and sign with them"},

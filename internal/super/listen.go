@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -140,12 +141,21 @@ func (l *listeners) of(p process) (list []socket, err error) {
 }
 
 func (l *listeners) wanted(p process) bool {
+	if len(p.files) > 0 && !slices.ContainsFunc(p.files, l.has) {
+		return false
+	}
 	for _, k := range l.sockets {
 		if names(p.services, k.service) {
 			return true
 		}
 	}
 	return len(p.services) == 0
+}
+
+// has reports whether there is a file below the home.
+func (l *listeners) has(name string) bool {
+	_, err := os.Lstat(filepath.Join(l.home, name))
+	return err == nil
 }
 
 func (l *listeners) reload() ([]socket, error) {

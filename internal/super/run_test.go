@@ -94,7 +94,7 @@ func (g *stage) of(p process) (list []socket, err error) {
 
 func (g *stage) wanted(p process) bool {
 	list, _ := g.of(p)
-	return len(list) > 0 || len(p.services) == 0
+	return len(p.files) == 0 && (len(list) > 0 || len(p.services) == 0)
 }
 
 func (g *stage) reload() ([]socket, error) {

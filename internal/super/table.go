@@ -13,6 +13,8 @@ type process struct {
 	links []string
 	// services are the kinds of sockets in control/listen that it serves. It does not run while there are none.
 	services []string
+	// files are below the home; if there are some, it runs only while one of them exists.
+	files []string
 	// doors are the Unix sockets below queue/ that it listens to, and their names.
 	doors []string
 	// keeps are the variables of our own environment that it gets: names of programs in the place of ours.
@@ -28,7 +30,10 @@ var table = []process{
 	{name: "resolve", user: "qmailn", instead: "qmailr", stop: 2},
 	{name: "rspawn", user: "qmailr", links: []string{"send", "resolve"}, keeps: []string{"QMAILREMOTE"}, stop: 2},
 	{name: "keyd", user: "qmailk", spare: true, stop: 2},
-	{name: "smtpd", user: "qmaild", links: []string{"keyd", "send"}, services: []string{"smtp"}, stop: 0},
+	{name: "checkpw", user: "root", files: []string{"control/checkpassword"}, stop: 2},
+	{name: "authd", user: "qmailk", spare: true, links: []string{"checkpw"},
+		files: []string{"users/passwd", "control/checkpassword", "control/dovecotauth"}, stop: 2},
+	{name: "smtpd", user: "qmaild", links: []string{"authd", "keyd", "send"}, services: []string{"smtp", "submission", "submissions", "lmtp"}, stop: 0},
 	{name: "qmtpd", user: "qmaild", links: []string{"keyd", "send"}, services: []string{"qmtp", "qmtps"}, stop: 0},
 	{name: "qmqpd", user: "qmaild", links: []string{"keyd", "send"}, services: []string{"qmqp", "qmqps"}, stop: 0},
 	{name: "popup", user: "qmaild", links: []string{"keyd"}, services: []string{"pop3", "pop3s"}, stop: 0},
