@@ -27,6 +27,7 @@ var floors = []struct {
 	{"internal/role/", 4},
 	{"internal/super/", 5},
 	{"internal/vectors/", 5},
+	{"internal/adversarial/", 5},
 	{"cmd/", 6},
 }
 
@@ -38,6 +39,7 @@ var neighbours = []struct{ from, to, reason string }{
 	{"internal/system/serve", "internal/system/env", "a server's life is made of the supervisor's orders"},
 	{"internal/system/serve", "internal/system/ipc", "and one of them brings its link to qmail-send"},
 	{"internal/store/queue/", "internal/store/queue/", "one interface, those who implement it, and its contract as a test"},
+	{"internal/store/ledger", "internal/store/queue", "the account of what the queue's records say"},
 	{"internal/proto/qq", "internal/proto/enqueue", "qmail-queue's interface, and the door behind it"},
 	{"internal/proto/injection", "internal/proto/qq", "what is completed goes on to the queue"},
 	{"internal/proto/inlet", "internal/proto/enqueue", "the sessions of a server share one link to the door"},
