@@ -521,7 +521,7 @@ func TestDeliveriesGoOnDuringAList(t *testing.T) {
 // fill puts n messages that wait into the queue of a house that is not open.
 func fill(t *testing.T, h *house, n int) {
 	t.Helper()
-	store, err := openJournal(h.home, journal.Options{})
+	store, err := openJournal(h.home, journal.Options{}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

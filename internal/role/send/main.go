@@ -7,7 +7,7 @@
 // queue remembers.
 //
 // Control files: bounceformat, bouncefrom, bouncehost, bouncemaxbytes, concurrencylocal, concurrencyremote,
-// doublebouncehost, doublebounceto, envnoathost, locals, me, percenthack, qmailremote, queuelifetime,
+// doublebouncehost, doublebounceto, envnoathost, ledgerdays, locals, me, percenthack, qmailremote, queuelifetime,
 // virtualdomains, warnlifetime.
 // All are read again on a reload, where an error keeps what was before.
 //
@@ -31,6 +31,8 @@ import (
 	"qmail/internal/proto/lookup"
 	"qmail/internal/role/send/schedule"
 	"qmail/internal/role/send/sendlog"
+	"qmail/internal/store/control"
+	"qmail/internal/store/ledger"
 	"qmail/internal/store/queue"
 	"qmail/internal/store/queue/journal"
 	"qmail/internal/system/disk"
@@ -56,7 +58,9 @@ func Main(ctx context.Context, e *env.Env, args []string) int {
 	if e.Get("QMAILREMOTE") != "" {
 		config.Schedule.Channels[schedule.Remote].PerJob = 1 // as with control/qmailremote
 	}
-	store, err := openJournal(e.Home, journal.Options{Now: e.Now, Warn: func(text string) { log.Warn(text) }})
+	warn := func(text string) { log.Warn(text) }
+	account := ledger.Options{Now: e.Now, Warn: warn, Keep: func() int { return ledgerDays(e.Home) }}
+	store, err := openJournal(e.Home, journal.Options{Now: e.Now, Warn: warn}, &account)
 	if err != nil {
 		fmt.Fprintf(e.Stderr, "alert: cannot start: %v\n", err)
 		return 111
@@ -73,8 +77,21 @@ func Main(ctx context.Context, e *env.Env, args []string) int {
 	return 0
 }
 
-// openJournal opens the queue of a home; its directory is private to qmail-send's user.
-func openJournal(home string, options journal.Options) (queue.Store, error) {
+// ledgerDays reads control/ledgerdays. What cannot be read removes nothing.
+func ledgerDays(home string) int {
+	n, err := control.Open(home).Int("ledgerdays", 30)
+	if err != nil {
+		return 0
+	}
+	return int(min(n, maxDays))
+}
+
+// maxDays bounds ledgerdays, so that it can be counted in nanoseconds.
+const maxDays = 100_000
+
+// openJournal opens the queue of a home, and its account unless that is nil; their directory is private to qmail-send's
+// user.
+func openJournal(home string, options journal.Options, account *ledger.Options) (queue.Store, error) {
 	path := filepath.Join(home, "queue", "journal")
 	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, err
@@ -82,6 +99,9 @@ func openJournal(home string, options journal.Options) (queue.Store, error) {
 	dir, err := disk.OpenDir(path)
 	if err != nil {
 		return nil, err
+	}
+	if account != nil {
+		options.Account = ledger.New(dir, *account)
 	}
 	store, err := journal.Open(dir, options)
 	if err != nil {

@@ -20,6 +20,7 @@ import (
 	"qmail/internal/proto/enqueue"
 	"qmail/internal/proto/jobs"
 	"qmail/internal/proto/lookup"
+	"qmail/internal/store/ledger"
 	"qmail/internal/store/queue"
 	"qmail/internal/store/queue/journal"
 	"qmail/internal/store/users"
@@ -118,7 +119,7 @@ func newHouse(t *testing.T, files map[string]string) *house {
 func (h *house) start() {
 	t := h.t
 	t.Helper()
-	store, err := openJournal(h.home, journal.Options{SegmentSize: 1 << 20})
+	store, err := openJournal(h.home, journal.Options{SegmentSize: 1 << 20}, &ledger.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

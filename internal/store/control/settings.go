@@ -57,6 +57,7 @@ func Settings() []Setting {
 		{"idhost", OneLine, true, "idhost", "inject smtpd", "the host in message ids"},
 		{"listen", Lines, false, "", "start", "sockets to listen at: SERVICE ADDRESS:PORT"},
 		{"lmtproutes", Pairs, false, "", "remote rspawn", "where mail for some domains goes by LMTP: domain:server[:port]"},
+		{"ledgerdays", Number, false, "30", "send", "for how many days the account of all mail is kept; 0 is for ever"},
 		{"localiphost", OneLine, true, "", "smtpd", "the host that our own addresses in brackets stand for"},
 		{"locals", Lines, true, "", "send smtpd", "domains whose mail is delivered on this machine"},
 		{"maxmemory", Number, false, "268435456", "smtpd qmtpd qmqpd", "memory for what clients send, all sessions together, in bytes"},
