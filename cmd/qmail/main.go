@@ -27,6 +27,7 @@ import (
 	"qmail/internal/role/home"
 	"qmail/internal/role/inject"
 	"qmail/internal/role/keyd"
+	"qmail/internal/role/ledger"
 	"qmail/internal/role/local"
 	"qmail/internal/role/lspawn"
 	"qmail/internal/role/maildir2mbox"
@@ -114,6 +115,7 @@ var programs = []program{
 	{"qmail-queuetool", queuetool.Main, false, "list the queue, and give orders about messages; also qmail queue COMMAND"},
 	{"qmail-resolve", resolve.Main, true, "ask the DNS for the others"},
 	{"qmail-explain", explain.Main, false, "say what would happen to mail for an address, or what became of a message"},
+	{"qmail-ledger", ledger.Main, false, "balance the account of all mail, and say what became of some"},
 	{"qmail-qread", qread.Main, false, "list the queue as ever"},
 	{"qmail-qstat", qstat.Main, false, "say how much there is in the queue"},
 	{"qmail-tcpto", tcpto.Main, false, "list addresses that time out"},
