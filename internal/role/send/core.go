@@ -55,6 +55,8 @@ type core struct {
 	timers    []timer
 	office
 	batch queue.Batch // closes, notes, fails and holds of this turn
+	rush  rush
+	held  time.Time // deliveries on this machine wait until then; zero if they do not
 
 	remote    *worker
 	spawner   Spawner
@@ -152,6 +154,7 @@ func (c *core) run(ctx context.Context) {
 		}
 		now := c.now()
 		c.runTimers(now)
+		c.letIn(now)
 		if !c.stopping {
 			for job, ok := c.sched.Next(now); ok; job, ok = c.sched.Next(now) {
 				c.begin(ctx, job)
@@ -182,6 +185,9 @@ func (c *core) pause(now time.Time) time.Duration {
 	}
 	for _, t := range c.timers {
 		pause = min(pause, t.at.Sub(now))
+	}
+	if !c.held.IsZero() {
+		pause = min(pause, c.held.Sub(now))
 	}
 	if len(c.locals) > 0 {
 		pause = min(pause, c.idleCheck.Sub(now))
@@ -246,11 +252,21 @@ func (c *core) status() {
 		s.Channels[schedule.Remote].Jobs, limits[schedule.Remote].Concurrency, c.stopping)
 }
 
-// limit sets how many jobs may run: none on a channel while nobody is there to do them.
+// letIn lets reception go first while it is busy.
+func (c *core) letIn(now time.Time) {
+	again, waits := c.rush.waits(now)
+	changed := waits == c.held.IsZero()
+	c.held = again
+	if changed {
+		c.limit()
+	}
+}
+
+// limit sets how many jobs may run: none on a channel while nobody is there to do them, or while they wait.
 func (c *core) limit() {
 	there := [...]bool{schedule.Local: c.spawner != nil, schedule.Remote: c.remote != nil}
 	for channel, limits := range c.config.Schedule.Channels {
-		if !there[channel] {
+		if !there[channel] || schedule.Channel(channel) == schedule.Local && !c.held.IsZero() {
 			limits.Concurrency = 0
 		}
 		c.sched.SetConcurrency(schedule.Channel(channel), limits.Concurrency)
@@ -259,6 +275,7 @@ func (c *core) limit() {
 
 // arrive takes a message that has just become durable.
 func (c *core) arrive(e arrived) {
+	c.rush.arrived()
 	a := e.message
 	c.log.New(a.ID)
 	c.log.Info(a.ID, e.size, a.Envelope.Sender, a.Envelope.QP, a.Envelope.UID)
