@@ -40,7 +40,7 @@ func TestItRefusesToStart(t *testing.T) {
 			}
 		})
 	}
-	for _, name := range []string{"me", "databytes", "maxrecipients", "concurrencyincoming", "maxperclient", "maxmemory", "envnoathost"} {
+	for _, name := range []string{"me", "databytes", "maxrecipients", "concurrencyincoming", "maxperclient", "maxpernetwork", "maxmemory", "envnoathost"} {
 		home := makeHome(t, map[string]string{"rcpthosts": "test.example\n"})
 		if err := os.Mkdir(filepath.Join(home, "control", name), 0o755); err != nil {
 			t.Fatal(err)

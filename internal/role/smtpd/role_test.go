@@ -392,7 +392,7 @@ func TestItRefusesToStart(t *testing.T) {
 			}
 		})
 	}
-	for _, name := range []string{"me", "smtpgreeting", "databytes", "maxrecipients", "timeoutsmtpd", "concurrencyincoming", "maxperclient", "maxmemory"} {
+	for _, name := range []string{"me", "smtpgreeting", "databytes", "maxrecipients", "timeoutsmtpd", "concurrencyincoming", "maxperclient", "maxpernetwork", "maxmemory"} {
 		home := makeHome(t, fixture)
 		os.Remove(home + "/control/" + name)
 		os.Mkdir(home+"/control/"+name, 0o755)

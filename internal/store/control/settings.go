@@ -62,6 +62,7 @@ func Settings() []Setting {
 		{"locals", Lines, true, "", "send smtpd", "domains whose mail is delivered on this machine"},
 		{"maxmemory", Number, false, "268435456", "smtpd qmtpd qmqpd", "memory for what clients send, all sessions together, in bytes"},
 		{"maxperclient", Number, false, "50", "smtpd qmtpd qmqpd", "sessions at a time from one address, for each protocol"},
+		{"maxpernetwork", Number, false, "200", "smtpd qmtpd qmqpd", "sessions at a time from one network (/24, or /56 of IPv6), for each protocol"},
 		{"maxrecipients", Number, false, "1000", "smtpd qmtpd", "recipients of one message from the network"},
 		{"me", OneLine, false, "", "all", "the name of this machine, and the default of many others"},
 		{"morercpthosts", Source, false, "", "newmrh", "more of rcpthosts, for qmail-newmrh to make a database of"},

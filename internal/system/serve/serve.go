@@ -13,10 +13,13 @@ import (
 	"time"
 )
 
-// Limits bound the sessions that run at once. Zero means none at all.
+// Limits bound the sessions that run at once. Zero sessions in all, or for a client, means none at all.
 type Limits struct {
 	Total     int
 	PerClient int // an IPv4 address or an IPv6 /64 network
+	// PerNetwork is for all clients of an IPv4 /24 or an IPv6 /56 network; 0 is any number, else less than PerClient
+	// means PerClient.
+	PerNetwork int
 }
 
 // Group is the sessions of one role, from any number of listeners.
@@ -29,14 +32,14 @@ type Group struct {
 	// Refuse says why to a client beyond the limits, in no more than a write that does not wait.
 	Refuse func(service string, conn net.Conn, client netip.Addr)
 	Log    *slog.Logger
-	// Proxy, if set, names those who pass on the connections of others: PerClient is not for them.
+	// Proxy, if set, names those who pass on the connections of others: PerClient and PerNetwork are not for them.
 	Proxy func(client netip.Addr) bool
 
 	mu      sync.Mutex
 	conns   map[net.Conn]struct{}
-	clients map[netip.Addr]int
-	cut     int            // sessions that Drain closed
-	wg      sync.WaitGroup // listeners and sessions
+	clients map[netip.Prefix]int // sessions of each client and of each network
+	cut     int                  // sessions that Drain closed
+	wg      sync.WaitGroup       // listeners and sessions
 }
 
 const (
@@ -93,51 +96,68 @@ func (g *Group) begin(ctx context.Context, service string, conn net.Conn) {
 
 // enter takes a place for a session, if there is one.
 func (g *Group) enter(conn net.Conn, client netip.Addr) bool {
-	limits, key := g.Limits(), Network(client)
+	limits := g.Limits()
 	proxy := g.Proxy != nil && g.Proxy(client)
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if len(g.conns) >= limits.Total || !proxy && key.IsValid() && g.clients[key] >= limits.PerClient {
+	if len(g.conns) >= limits.Total || !proxy && !g.room(client, limits) {
 		return false
 	}
 	if g.conns == nil {
-		g.conns, g.clients = map[net.Conn]struct{}{}, map[netip.Addr]int{}
+		g.conns = map[net.Conn]struct{}{}
 	}
 	g.conns[conn] = struct{}{}
-	g.clients[key]++
+	g.count(client, 1)
 	return true
+}
+
+// room reports whether a client may have one more session. The lock is held.
+func (g *Group) room(client netip.Addr, limits Limits) bool {
+	if !client.IsValid() {
+		return true
+	}
+	one, all := networks(client)
+	return g.clients[one] < limits.PerClient && (limits.PerNetwork == 0 || g.clients[all] < max(limits.PerNetwork, limits.PerClient))
+}
+
+// count adds n to the sessions of a client and of its network. The lock is held.
+func (g *Group) count(client netip.Addr, n int) {
+	if !client.IsValid() {
+		return
+	}
+	if g.clients == nil {
+		g.clients = map[netip.Prefix]int{}
+	}
+	one, all := networks(client)
+	for _, key := range [...]netip.Prefix{one, all} {
+		if g.clients[key] += n; g.clients[key] <= 0 {
+			delete(g.clients, key)
+		}
+	}
 }
 
 // admit counts somebody whose connection a proxy passes on; leave ends that.
 func (g *Group) admit(client netip.Addr) (leave func(), ok bool) {
-	limits, key := g.Limits(), Network(client)
+	limits := g.Limits()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.clients[key] >= limits.PerClient {
+	if !g.room(client, limits) {
 		return nil, false
 	}
-	g.clients[key]++
+	g.count(client, 1)
 	return func() {
 		g.mu.Lock()
 		defer g.mu.Unlock()
-		g.uncount(key)
+		g.count(client, -1)
 	}, true
 }
 
 func (g *Group) leave(conn net.Conn, client netip.Addr) {
 	conn.Close()
-	key := Network(client)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	delete(g.conns, conn)
-	g.uncount(key)
-}
-
-// uncount takes one session of a client off. The lock is held.
-func (g *Group) uncount(key netip.Addr) {
-	if g.clients[key]--; g.clients[key] <= 0 {
-		delete(g.clients, key)
-	}
+	g.count(client, -1)
 }
 
 // Len is how many sessions there are.
@@ -183,4 +203,15 @@ func Network(ip netip.Addr) netip.Addr {
 		}
 	}
 	return ip
+}
+
+// networks are what counts as one client, and what all clients of one network are counted by.
+func networks(ip netip.Addr) (one, all netip.Prefix) {
+	own, wide := 32, 24
+	if ip.Is6() {
+		own, wide = 64, 56
+	}
+	one, _ = ip.Prefix(own) // the lengths fit the families
+	all, _ = ip.Prefix(wide)
+	return one, all
 }

@@ -108,6 +108,32 @@ func TestLimits(t *testing.T) {
 	})
 }
 
+func TestLimitsOfNetworks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, stop := context.WithCancel(t.Context())
+		g, ln := echo(Limits{Total: 100, PerClient: 2, PerNetwork: 3}), newListener()
+		g.Listen(ctx, "smtp", ln)
+		for _, tt := range []struct{ ip, want string }{
+			{"192.0.2.1", "y"}, {"192.0.2.1", "y"}, {"192.0.2.1", "n"}, {"192.0.2.2", "y"}, {"192.0.2.3", "n"}, {"192.0.3.1", "y"},
+			{"2001:db8:0:100::1", "y"}, {"2001:db8:0:101::1", "y"}, {"2001:db8:0:1ff::1", "y"}, {"2001:db8:0:102::1", "n"}, {"2001:db8:0:200::1", "y"},
+		} {
+			if got := first(t, ln.dial(tt.ip)); got != tt.want {
+				t.Errorf("%s: %s, want %s", tt.ip, got, tt.want)
+			}
+		}
+		g.Limits = func() Limits { return Limits{Total: 100, PerClient: 5, PerNetwork: 3} }
+		for _, want := range []string{"y", "y", "n"} { // a client may have all that it was given
+			if got := first(t, ln.dial("192.0.2.1")); got != want {
+				t.Errorf("%s, want %s", got, want)
+			}
+		}
+		stop()
+		if g.Drain(time.Minute); len(g.clients) != 0 {
+			t.Errorf("left: %v", g.clients)
+		}
+	})
+}
+
 func TestARefusalDoesNotHoldUpOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
@@ -128,7 +154,7 @@ func TestARefusalDoesNotHoldUpOthers(t *testing.T) {
 func TestDrain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
-		g, ln := echo(Limits{9, 9}), newListener()
+		g, ln := echo(Limits{Total: 9, PerClient: 9}), newListener()
 		g.Handle = func(_ context.Context, _ string, conn net.Conn, _ netip.Addr) { conn.Read(make([]byte, 1)) } // deaf to ctx
 		g.Listen(ctx, "smtp", ln)
 		a := ln.dial("192.0.2.1")
@@ -147,7 +173,7 @@ func TestTroubleWithAccept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
 		defer stop()
-		g, ln := echo(Limits{9, 9}), newListener()
+		g, ln := echo(Limits{Total: 9, PerClient: 9}), newListener()
 		g.Listen(ctx, "smtp", ln)
 		began := time.Now()
 		for range 20 { // no busy loop
@@ -176,7 +202,7 @@ func TestShutdownElsewhereEndsListen(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer file.Close()
-	g := echo(Limits{9, 9})
+	g := echo(Limits{Total: 9, PerClient: 9})
 	g.Listen(t.Context(), "smtp", ln)
 	c, err := net.Dial("tcp", ln.Addr().String())
 	if err != nil {
