@@ -25,6 +25,7 @@ import (
 	"qmail/internal/role/forward"
 	"qmail/internal/role/getpw"
 	"qmail/internal/role/home"
+	"qmail/internal/role/importer"
 	"qmail/internal/role/inject"
 	"qmail/internal/role/keyd"
 	"qmail/internal/role/ledger"
@@ -114,6 +115,7 @@ var programs = []program{
 	{"qmail-queue", queue.Main, false, "put a message into the queue"},
 	{"qmail-queuetool", queuetool.Main, false, "list the queue, and give orders about messages; also qmail queue COMMAND"},
 	{"qmail-resolve", resolve.Main, true, "ask the DNS for the others"},
+	{"qmail-import", importer.Main, false, "take over the queue of an older qmail"},
 	{"qmail-explain", explain.Main, false, "say what would happen to mail for an address, or what became of a message"},
 	{"qmail-ledger", ledger.Main, false, "balance the account of all mail, and say what became of some"},
 	{"qmail-qread", qread.Main, false, "list the queue as ever"},

@@ -19,6 +19,8 @@ package enqueue
 
 import (
 	"path/filepath"
+	"strconv"
+	"strings"
 	"time"
 
 	"qmail/internal/format/reply"
@@ -44,6 +46,19 @@ const (
 // HoldOption is an option of a message that qmail-send is to hold: who accepts it has doubts that the administrator is
 // to clear up. It goes no further than qmail-send.
 const HoldOption = "HOLD"
+
+// birth begins an option of a message that says when it was first accepted, by another queue.
+const birth = "BIRTH="
+
+// BirthOption is that option. qmail-send believes it of root and of itself, and it goes no further.
+func BirthOption(at time.Time) string { return birth + strconv.FormatInt(at.UnixNano(), 10) }
+
+// BirthOf reads one; false for any other option.
+func BirthOf(option string) (at time.Time, ok bool) {
+	digits, ok := strings.CutPrefix(option, birth)
+	n, err := strconv.ParseInt(digits, 10, 64)
+	return time.Unix(0, n), ok && err == nil
+}
 
 // SocketPath is the door's socket below a home.
 func SocketPath(home string) string { return filepath.Join(home, "queue", "enqueue") }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -84,7 +85,7 @@ func (d *door) Accept(a *enqueue.Arrival, done func(error)) {
 		batch.Holds = []queue.Hold{{ID: queue.ID(a.ID), On: true}}
 	}
 	accept := queue.Accept{ID: queue.ID(a.ID), Envelope: a.Envelope}
-	a.Envelope.Birth = d.now()
+	a.Envelope.Birth = takeBirth(a.Envelope, d.now())
 	size := int64(len(a.Body))
 	if a.Spool == nil {
 		accept.Body = [][]byte{a.Body}
@@ -120,6 +121,20 @@ func takeHold(e *envelope.Envelope) bool {
 	n := len(e.Options)
 	e.Options = slices.DeleteFunc(e.Options, func(o string) bool { return o == enqueue.HoldOption })
 	return len(e.Options) < n
+}
+
+// takeBirth takes the time at which another queue accepted a message off its options, and says what counts: that, if
+// root or we ourselves say so and it is past, else now.
+func takeBirth(e *envelope.Envelope, now time.Time) time.Time {
+	birth := now
+	e.Options = slices.DeleteFunc(e.Options, func(o string) bool {
+		at, ok := enqueue.BirthOf(o)
+		if ok && at.Before(now) && (e.UID == 0 || e.UID == os.Geteuid()) {
+			birth = at
+		}
+		return ok
+	})
+	return birth
 }
 
 func refusal(err error) error {
