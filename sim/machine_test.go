@@ -22,7 +22,9 @@ import (
 	"qmail/internal/role/rspawn"
 	"qmail/internal/role/send"
 	"qmail/internal/role/smtpd"
+	"qmail/internal/store/ledger"
 	"qmail/internal/store/maildir"
+	"qmail/internal/store/queue"
 	"qmail/internal/store/queue/journal"
 	"qmail/internal/store/users"
 	"qmail/internal/system/disk"
@@ -103,6 +105,7 @@ type machine struct {
 	orders  map[*process]chan env.Order
 	store   *journal.Journal // of send, when it is open
 	opened  int              // how often it was
+	balance *ledger.Balance  // of the last audit
 	waiting sync.WaitGroup   // all that was ever started
 }
 
@@ -213,11 +216,31 @@ func (m *machine) options() journal.Options {
 	}
 }
 
+// audit balances the machine's own account against its queue, as qmail ledger does beside a server that runs.
+func (m *machine) audit(when string) {
+	m.mu.Lock()
+	d := m.disk
+	m.mu.Unlock()
+	b, err := ledger.Verify(d, func(after queue.Account, each func(*queue.Entry) error) error { return journal.Inspect(d, after, each) })
+	switch {
+	case err != nil:
+		m.sim.fail("the account cannot be read %s: %v", when, err)
+	case !b.Even():
+		m.sim.fail("the account does not come out even %s: %+v", when, b)
+	}
+	m.balance = b
+}
+
 func (m *machine) runSend(p *process, orders chan env.Order) {
 	m.mu.Lock()
 	d := m.disk
 	m.mu.Unlock()
-	store, err := journal.Open(gated{d, p, m.sim}, m.options())
+	files := gated{d, p, m.sim}
+	options := m.options()
+	options.Account = ledger.New(files, ledger.Options{
+		FileSize: m.sim.plan.segment / 8, Now: m.clock.now, Warn: func(text string) { m.sim.note("%s", text) },
+	})
+	store, err := journal.Open(files, options)
 	if err != nil {
 		m.sim.note("queue does not open: %v", err)
 		return

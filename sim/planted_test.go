@@ -77,7 +77,7 @@ func TestPlantedBugsAreCaught(t *testing.T) {
 				})
 				if bug == noBug {
 					for _, f := range failures {
-						t.Errorf("seed %d: %.300s", seed, f)
+						t.Errorf("seed %d: %.900s", seed, f)
 					}
 					continue
 				}

@@ -58,6 +58,7 @@ const (
 	diskTrouble
 	diskFull
 	stopSend
+	audit
 )
 
 func makePlan(seed uint64) plan {
@@ -66,7 +67,7 @@ func makePlan(seed uint64) plan {
 		messages: 100 + r.IntN(700), clients: 1 + r.IntN(8), load: between(r, 10*time.Minute, 36*time.Hour),
 		lifetime: 24 * time.Hour, segment: []int64{64 << 10, 256 << 10, 1 << 20}[r.IntN(3)], cache: []int64{-1, 0, 100_000}[r.IntN(3)],
 		latency: between(r, time.Millisecond, time.Second), syncTime: between(r, 0, 50*time.Millisecond),
-		kinds:   []int{power, power, killSend, killServer, killLocal, clockJump, partition, refusals, dnsSilence, diskTrouble, diskFull, stopSend},
+		kinds:   []int{power, power, killSend, killServer, killLocal, clockJump, partition, refusals, dnsSilence, diskTrouble, diskFull, stopSend, audit},
 		badWire: 0.2 * r.Float64() * r.Float64(), badDNS: 0.2 * r.Float64() * r.Float64(),
 		slowClient: 0.1 * r.Float64() * r.Float64(), impatient: 0.1 * r.Float64() * r.Float64(), faults: r.IntN(40),
 	}
@@ -162,11 +163,13 @@ func (s *sim) live() {
 	s.isCalm.Store(true)
 	s.heal()
 	s.drain()
+	s.machine.audit("in the end, while it runs")
 	s.isOver.Store(true)
 	s.machine.shut()
 	for _, h := range s.hosts {
 		h.close()
 	}
+	s.machine.audit("in the end")
 	s.account.collect(s.machine.boxes)
 	s.account.judge()
 }
@@ -259,6 +262,13 @@ func (s *sim) misfortune(r *rand.Rand) {
 		s.trouble(r, min(long, 10*time.Minute))
 	case diskFull:
 		s.full(r, long)
+	case audit:
+		s.mu.Lock()
+		quiet := len(s.broken) == 0
+		s.mu.Unlock()
+		if quiet && m.running() {
+			m.audit("while it runs")
+		}
 	case stopSend:
 		s.note("qmail-send is stopped")
 		s.account.disturbed(time.Now(), time.Now().Add(25*time.Second))

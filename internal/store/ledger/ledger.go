@@ -58,7 +58,7 @@ type Ledger struct {
 	behind bool // entries were given up: only the next Begin can tell them again
 	asked  bool // the goroutine has been woken for the block at hand
 
-	io       sync.Mutex // guards what follows; taken before mu
+	io       chan struct{} // holds a token for who has what follows; taken before mu. No mutex: it is held while a disk works
 	live     func(queue.ID) bool
 	files    []uint64 // by number; the last is the newest
 	file     disk.File
@@ -103,7 +103,7 @@ func New(d disk.FS, opt Options) *Ledger {
 	if opt.Warn == nil {
 		opt.Warn = func(string) {}
 	}
-	return &Ledger{disk: d, opt: opt, wake: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{})}
+	return &Ledger{disk: d, opt: opt, wake: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}), io: make(chan struct{}, 1)}
 }
 
 // Begin implements queue.Account.
@@ -115,22 +115,35 @@ func (l *Ledger) Begin(live func(queue.ID) bool) (queue.Position, error) {
 	}
 	l.files = files
 	var at queue.Position
-	for i := len(files) - 1; i >= 0; i-- {
+	for i := len(files) - 1; i >= 0 && at == (queue.Position{}); i-- {
 		tail, err := readTail(l.disk, files[i])
 		if errors.Is(err, errHeader) { // it was never written to
 			continue
 		}
+		if err == nil { // whoever wrote it may have died before its sync; from now on it counts
+			err = syncFile(l.disk, files[i])
+		}
 		if err != nil {
 			return at, err
 		}
-		l.chain, l.kept, l.seen, at = tail.chain, tail.chain, tail.seen, tail.at
-		l.serial, l.keptUpTo = tail.serial, tail.serial
-		l.last = mark{files[i], tail.end}
-		break
+		at = tail.at
+		if l.last.number == 0 { // the newest, which may have no block yet
+			l.chain, l.kept, l.seen = tail.chain, tail.chain, tail.seen
+			l.serial, l.keptUpTo = tail.serial, tail.serial
+			l.last = mark{files[i], tail.end}
+		}
 	}
 	l.looked = l.opt.Now()
 	go l.run()
 	return at, nil
+}
+
+func syncFile(d disk.FS, number uint64) error {
+	f, err := d.OpenWrite(fileName(number))
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close(), d.SyncDir(Dir))
 }
 
 // Accepted implements queue.Account.
@@ -226,8 +239,8 @@ func (l *Ledger) run() {
 
 // work writes what waits, and syncs what has waited for that.
 func (l *Ledger) work() error {
-	l.io.Lock()
-	defer l.io.Unlock()
+	l.io <- struct{}{}
+	defer func() { <-l.io }()
 	err := l.write()
 	now := l.opt.Now()
 	if err == nil && len(l.unsynced) > 0 && now.Sub(l.unsynced[0].written).Abs() >= syncAfter {
@@ -391,8 +404,8 @@ func (l *Ledger) finish() error {
 
 // Settle implements queue.Account.
 func (l *Ledger) Settle() error {
-	l.io.Lock()
-	defer l.io.Unlock()
+	l.io <- struct{}{}
+	defer func() { <-l.io }()
 	l.mu.Lock()
 	behind := l.behind
 	l.mu.Unlock()
@@ -411,8 +424,8 @@ var errBehind = errors.New("ledger: entries were given up; they are told again a
 func (l *Ledger) Close() error {
 	close(l.stop)
 	<-l.done
-	l.io.Lock()
-	defer l.io.Unlock()
+	l.io <- struct{}{}
+	defer func() { <-l.io }()
 	err := l.write()
 	if err == nil {
 		err = l.finish()

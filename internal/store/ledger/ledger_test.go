@@ -352,9 +352,9 @@ func TestOldFilesGoButNotThoseOfMailThatIsThere(t *testing.T) {
 		now = now.Add(11 * 24 * time.Hour)
 		r.accept("c@x")
 		settle()
-		r.ledger.io.Lock()
+		r.ledger.io <- struct{}{}
 		err := r.ledger.dropOld(now)
-		r.ledger.io.Unlock()
+		<-r.ledger.io
 		if files, _ := list(r.disk); err != nil || len(files) != want {
 			t.Errorf("%v, %v, want %d", files, err, want)
 		}
@@ -391,6 +391,17 @@ func TestCrash(t *testing.T) {
 			}
 			for _, how := range []disk.Crash{disk.Lost, disk.Kept, disk.Random, disk.Random} {
 				after := m.Crash(how, rnd)
+				if rnd.IntN(2) == 0 { // another life, which ends by a signal, before what counts
+					if store, err := journal.Open(after, journal.Options{SegmentSize: 16 << 10, CacheBytes: -1, Account: New(after, opt)}); err == nil {
+						play(store, rnd)
+						after = after.Kill()
+						store.Close()
+						if store, err := journal.Open(after, journal.Options{SegmentSize: 16 << 10, CacheBytes: -1, Account: New(after, opt)}); err == nil {
+							defer store.Close()
+						}
+						after = after.Crash(how, rnd)
+					}
+				}
 				if b := verifyDisk(t, after); !b.Even() { // as found
 					t.Errorf("dead at %d, %v: %+v", n, how, b)
 				}
