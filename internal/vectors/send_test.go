@@ -10,8 +10,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-
-	"golang.org/x/sys/unix"
 )
 
 // inPrivate says that a test runs in a mount namespace of its own.
@@ -103,29 +101,14 @@ func families(t *testing.T, bin string) {
 // ownUsers puts a layer over /etc that only this process and its children see, and makes qmail's users in it.
 func ownUsers(t *testing.T, bin string) {
 	t.Helper()
-	layer := t.TempDir()
-	for _, err := range []error{
-		unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
-		unix.Mount("tmpfs", layer, "tmpfs", 0, ""),
-		os.Mkdir(layer+"/upper", 0o755), os.Mkdir(layer+"/work", 0o755),
-		unix.Mount("overlay", "/etc", "overlay", 0, "lowerdir=/etc,upperdir="+layer+"/upper,workdir="+layer+"/work"),
-	} {
-		if err != nil {
-			t.Skip("no /etc of our own: ", err)
-		}
+	if err := OwnUsers(bin, bin); err != nil { // others may go there
+		t.Skip(err)
 	}
 	t.Cleanup(func() {
-		for _, path := range []string{"/etc", layer} {
-			if err := unix.Unmount(path, unix.MNT_DETACH); err != nil {
-				t.Error(err)
-			}
+		if err := DisownUsers(bin); err != nil {
+			t.Error(err)
 		}
 	})
-	init := exec.Command(filepath.Join(bin, "qmail-init"), "-home", filepath.Join(bin, "home"), "send.example") // where others may go
-	init.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
-	if out, err := init.CombinedOutput(); err != nil {
-		t.Fatalf("init: %v\n%s", err, out)
-	}
 }
 
 func TestTraceOfALog(t *testing.T) {
