@@ -2,8 +2,8 @@
 //
 // A delivery makes a file without a name, writes it, syncs it, links it into new/ and syncs new/; only then
 // it has happened. A crash at any point leaves no file in new/ that is not whole. Where the file system has no
-// unnamed files the same is done by way of a name in tmp/. Deliveries into one maildir that wait together
-// are finished together: one sync for all files, all links, one sync of new/.
+// unnamed files the same is done by way of a name in tmp/. Deliveries that wait together, into one maildir or into
+// several of one file system, are finished together: one sync for all files, all links, one sync of each new/.
 //
 // All errors are temporary, and none creates a maildir.
 package maildir
@@ -26,7 +26,8 @@ import (
 	"qmail/internal/system/disk"
 )
 
-// Disk is one maildir.
+// Disk is one maildir. One that also has a method Device() (number uint64, ok bool) shares syncs of files with the others
+// of its device.
 type Disk interface {
 	disk.FS
 	Close() error
@@ -48,13 +49,14 @@ type Deliverer struct {
 	count  atomic.Uint64
 	each   atomic.Int64 // until then files are synced one by one; nanoseconds since 1970
 
-	mu   sync.Mutex
-	open map[string]*shared
+	mu     sync.Mutex
+	open   map[string]*shared
+	groups map[uint64]*group // by device
 }
 
 // New makes a Deliverer.
 func New(c Config) *Deliverer {
-	return &Deliverer{config: c, host: escape(c.Host), open: map[string]*shared{}}
+	return &Deliverer{config: c, host: escape(c.Host), open: map[string]*shared{}, groups: map[uint64]*group{}}
 }
 
 // escape makes a host name fit into a file name, which ends at a colon and has no slash.
@@ -109,7 +111,7 @@ func (d *Deliverer) Deliver(ctx context.Context, path string, m Message) error {
 	if err := write(ctx, f, m); err != nil {
 		return err
 	}
-	return s.join(&delivery{ctx: ctx, file: f}, func(batch []*delivery) { d.finish(s, batch) })
+	return s.group.join(&delivery{ctx: ctx, where: s, file: f}, d.finish)
 }
 
 const piece = 64 << 10
@@ -148,25 +150,38 @@ func write(ctx context.Context, f disk.File, m Message) error {
 }
 
 // finish syncs, links and syncs for deliveries that wait together; each gets its error.
-func (d *Deliverer) finish(s *shared, batch []*delivery) {
-	d.syncFiles(s, batch)
-	linked := false
+func (d *Deliverer) finish(batch []*delivery) {
+	d.syncFiles(batch)
+	linked := map[*shared]bool{}
 	for _, x := range batch {
 		if x.err == nil {
-			x.name, x.err = d.link(x.ctx, s.disk, x.file)
-			linked = linked || x.err == nil
+			x.name, x.err = d.link(x.ctx, x.where.disk, x.file)
+		}
+		if x.err == nil {
+			linked[x.where] = true
 		}
 	}
-	if !linked {
-		return
+	var mu sync.Mutex
+	failed := map[*shared]error{}
+	var all sync.WaitGroup
+	for s := range linked {
+		sync := func() {
+			if err := s.disk.SyncDir("new"); err != nil {
+				mu.Lock()
+				failed[s] = err
+				mu.Unlock()
+			}
+		}
+		if len(linked) == 1 {
+			sync()
+		} else {
+			all.Go(sync)
+		}
 	}
-	err := s.disk.SyncDir("new")
-	if err == nil {
-		return
-	}
+	all.Wait()
 	for _, x := range batch {
-		if x.err == nil {
-			_ = s.disk.Remove(x.name) // it will come again; if it stays too, twice is better than never
+		if err := failed[x.where]; err != nil && x.err == nil {
+			_ = x.where.disk.Remove(x.name) // it will come again; if it stays too, twice is better than never
 			x.err = because(errDisk, err)
 		}
 	}
@@ -183,10 +198,10 @@ const (
 )
 
 // syncFiles makes the bytes of a batch durable.
-func (d *Deliverer) syncFiles(s *shared, batch []*delivery) {
+func (d *Deliverer) syncFiles(batch []*delivery) {
 	began := d.config.Now()
 	if len(batch) >= few && began.UnixNano() >= d.each.Load() {
-		err := s.disk.SyncAll()
+		err := batch[0].where.disk.SyncAll()
 		if !errors.Is(err, errors.ErrUnsupported) {
 			for _, x := range batch {
 				if err != nil {
@@ -255,7 +270,7 @@ type shared struct {
 	disk   Disk
 	opened time.Time
 	uses   int // guarded by Deliverer.mu
-	group
+	group  *group
 }
 
 // fresh is how long an open maildir takes new deliveries, so that one that was moved away does not keep them.
@@ -271,12 +286,32 @@ func (d *Deliverer) acquire(path string) (*shared, error) {
 	if err != nil {
 		return nil, refusal(err)
 	}
-	mine := &shared{path: path, disk: opened, opened: now}
+	mine := &shared{path: path, disk: opened, opened: now, group: d.groupOf(opened)}
 	s := d.enter(path, now, mine)
 	if s != mine { // another delivery opened it at the same time, and was first
 		opened.Close()
 	}
 	return s, nil
+}
+
+// groupOf is the group of a maildir: that of its device, if it has one.
+func (d *Deliverer) groupOf(opened Disk) *group {
+	on, ok := opened.(interface{ Device() (uint64, bool) })
+	if !ok {
+		return &group{}
+	}
+	device, ok := on.Device()
+	if !ok {
+		return &group{}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	g := d.groups[device]
+	if g == nil {
+		g = &group{}
+		d.groups[device] = g
+	}
+	return g
 }
 
 // enter counts one more delivery in the open maildir at path if that is fresh, or else in mine, which takes its
@@ -334,10 +369,11 @@ type batch struct {
 
 // delivery is one file on its way.
 type delivery struct {
-	ctx  context.Context
-	file disk.File
-	name string // in new/, once it has one
-	err  error
+	ctx   context.Context
+	where *shared
+	file  disk.File
+	name  string // in new/, once it has one
+	err   error
 }
 
 // join returns what became of x after a call of finish with it and those that came meanwhile.

@@ -328,8 +328,8 @@ func waiting(d *Deliverer) (n int) {
 	defer d.mu.Unlock()
 	for _, s := range d.open {
 		s.group.mu.Lock()
-		if s.next != nil {
-			n += len(s.next.all)
+		if s.group.next != nil {
+			n += len(s.group.next.all)
 		}
 		s.group.mu.Unlock()
 	}
@@ -342,7 +342,7 @@ func together(d *Deliverer, n int, deliver func(i int)) {
 	if err != nil {
 		return
 	}
-	s.turn.Lock()
+	s.group.turn.Lock()
 	var wg sync.WaitGroup
 	var gone atomic.Int64 // those that failed before they could wait
 	for i := range n {
@@ -351,7 +351,7 @@ func together(d *Deliverer, n int, deliver func(i int)) {
 	for waiting(d)+int(gone.Load()) < n {
 		time.Sleep(50 * time.Microsecond)
 	}
-	s.turn.Unlock()
+	s.group.turn.Unlock()
 	wg.Wait()
 	d.release(s)
 }

@@ -40,6 +40,13 @@ func OpenDir(name string) (*Dir, error) {
 // Close closes the directory; files opened below it stay open.
 func (d *Dir) Close() error { return d.root.Close() }
 
+// Device is the number of the file system that the directory is in.
+func (d *Dir) Device() (number uint64, ok bool) {
+	var st unix.Stat_t
+	err := unix.Fstat(d.fd(), &st)
+	return uint64(st.Dev), err == nil
+}
+
 func (d *Dir) fd() int { return int(d.root.Fd()) }
 
 func (d *Dir) fail(op, name string, err error) error {
