@@ -215,12 +215,14 @@ type client struct {
 	r *bufio.Reader
 }
 
+func newClient(conn net.Conn) *client { return &client{conn, bufio.NewReader(conn)} }
+
 func dial(address string) (*client, error) {
 	conn, err := net.DialTimeout("tcp", address, soon)
 	if err != nil {
 		return nil, err
 	}
-	c := &client{conn, bufio.NewReader(conn)}
+	c := newClient(conn)
 	if err := conn.SetDeadline(time.Now().Add(soon)); err != nil {
 		return nil, err
 	}

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"qmail/internal/format/address"
@@ -37,7 +38,11 @@ func (r *role) Mechanisms(peer string) (list []string) {
 			}
 		}
 	}
-	return append(list, sasl.Plain, sasl.Login)
+	list = append(list, sasl.Plain, sasl.Login)
+	if allowed := *r.allowed.Load(); len(allowed) > 0 {
+		list = slices.DeleteFunc(list, func(m string) bool { return !slices.Contains(allowed, m) })
+	}
+	return list
 }
 
 // Begin is checker.Backend.
@@ -48,12 +53,15 @@ func (r *role) Begin(peer string, who checker.Who, mechanism string) checker.Con
 	if x.ip.IsValid() {
 		x.who.IP = x.ip.Unmap().WithZone("").String()
 	}
-	if !slices.Contains(services[peer], who.Service) || !slices.Contains(r.Mechanisms(peer), mechanism) {
+	offered := r.Mechanisms(peer)
+	if !slices.Contains(services[peer], who.Service) || !slices.Contains(offered, mechanism) {
 		return x
 	}
-	bindings := make([]sasl.Binding, len(who.Bindings))
-	for i, b := range who.Bindings {
-		bindings[i] = sasl.Binding(b)
+	var bindings []sasl.Binding
+	if slices.ContainsFunc(offered, func(m string) bool { return strings.HasSuffix(m, "-PLUS") }) { // else nobody has been told
+		for _, b := range who.Bindings {
+			bindings = append(bindings, sasl.Binding(b))
+		}
 	}
 	x.sasl, _ = sasl.NewServer(mechanism, bindings, x) // nil if there is no such mechanism here
 	return x

@@ -19,12 +19,14 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"qmail/internal/check/guesses"
 	"qmail/internal/proto/checker"
+	"qmail/internal/proto/sasl"
 	"qmail/internal/store/control"
 	"qmail/internal/store/passwd"
 	"qmail/internal/system/env"
@@ -76,10 +78,11 @@ type role struct {
 	peers    sync.WaitGroup
 
 	book    atomic.Pointer[passwd.Book]
-	dovecot atomic.Pointer[string] // the path of its socket
-	program atomic.Bool            // there is a control/checkpassword
-	stamp   passwd.Stamp           // of the book; obey's
-	bad     string                 // the last trouble with it, which is logged once
+	dovecot atomic.Pointer[string]   // the path of its socket
+	program atomic.Bool              // there is a control/checkpassword
+	allowed atomic.Pointer[[]string] // the mechanisms of control/authmechanisms; empty for all
+	stamp   passwd.Stamp             // of the book; obey's
+	bad     string                   // the last trouble with it, which is logged once
 }
 
 func newRole(e *env.Env) *role {
@@ -91,6 +94,7 @@ func newRole(e *env.Env) *role {
 	empty, _ := passwd.Parse(nil)
 	r.book.Store(empty)
 	r.dovecot.Store(new(string))
+	r.allowed.Store(new([]string))
 	return r
 }
 
@@ -125,9 +129,31 @@ func (r *role) readControls() {
 		program, _, err = dir.Line("checkpassword")
 		r.program.Store(program != "")
 	}
+	if err == nil {
+		err = r.readMechanisms(dir)
+	}
 	if err != nil {
 		r.log.Error("unable to read controls; keeping what was before", "err", err)
 	}
+}
+
+// readMechanisms reads control/authmechanisms: names, one or more to a line.
+func (r *role) readMechanisms(dir control.Dir) error {
+	entries, _, err := dir.Entries("authmechanisms")
+	if err != nil {
+		return err
+	}
+	var list []string
+	for _, e := range entries {
+		for _, name := range strings.Fields(strings.ToUpper(e.Text)) {
+			if !sasl.Supported(name, true) {
+				return fmt.Errorf("%s:%d: unknown mechanism %q", dir.Path("authmechanisms"), e.Number, name)
+			}
+			list = append(list, name)
+		}
+	}
+	r.allowed.Store(&list)
+	return nil
 }
 
 // obey carries out orders until one says stop.

@@ -28,6 +28,7 @@ type Setting struct {
 func Settings() []Setting {
 	return []Setting{
 		{"authinsecure", Lines, false, "", "smtpd", "networks from which users may log in without TLS"},
+		{"authmechanisms", Lines, false, "all that work", "authd", "the mechanisms of AUTH that are offered"},
 		{"authsmtp", Number, false, "0", "smtpd", "1: users may log in at the listeners of kind smtp, too"},
 		{"badhelo", Lines, false, "", "smtpd", "names in HELO from which no mail is taken: host, .domain or a pattern"},
 		{"badhelonorelay", Lines, false, "", "smtpd", "the same, but for relay clients"},
