@@ -22,8 +22,8 @@ const (
 	inDoubt              // the connection was lost while the answer was due: it may be
 )
 
-// ledger is the account of a load: what was sent, and what became of it at the door.
-type ledger struct {
+// tally is the account of a load: what was sent, and what became of it at the door.
+type tally struct {
 	accepted atomic.Int64
 
 	mu    sync.Mutex
@@ -43,7 +43,7 @@ func stored(id string) string {
 
 // load sends messages until stop is closed, each client one after the other and by turns to a user here and
 // to another machine. A client whose connection is lost comes again.
-func (l *ledger) load(h *house, clients int, stop <-chan struct{}) (done func()) {
+func (l *tally) load(h *house, clients int, stop <-chan struct{}) (done func()) {
 	l.fates = map[string]fate{}
 	var wg sync.WaitGroup
 	for k := range clients {
@@ -89,7 +89,7 @@ func (l *ledger) load(h *house, clients int, stop <-chan struct{}) (done func())
 	return wg.Wait
 }
 
-func (l *ledger) note(id string, code int, doubt bool) {
+func (l *tally) note(id string, code int, doubt bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
@@ -104,7 +104,7 @@ func (l *ledger) note(id string, code int, doubt bool) {
 }
 
 // settle counts what arrived against what was promised. most is the greatest number of copies of one message.
-func (l *ledger) settle(messages []string) (lost, invented, broken []string, twice, most int) {
+func (l *tally) settle(messages []string) (lost, invented, broken []string, twice, most int) {
 	seen := map[string]int{}
 	for _, m := range messages {
 		_, rest, _ := strings.Cut(m, "\nSubject: ")
@@ -140,7 +140,7 @@ func TestNothingAcceptedIsLostWhenRolesAreKilled(t *testing.T) {
 	h.write("control/concurrencyremote", "100\n")
 	h.start()
 
-	var l ledger
+	var l tally
 	stop := make(chan struct{})
 	done := l.load(h, 6, stop)
 	more := func(n int64) { // waits until so many more were accepted
@@ -211,7 +211,7 @@ func TestAnOrderlyStopUnderLoadLosesAndRepeatsNothing(t *testing.T) {
 	far := newFarHost(t)
 	h.write("control/smtproutes", "far.example:"+far.route()+"\n")
 	h.start()
-	var l ledger
+	var l tally
 	stop := make(chan struct{})
 	done := l.load(h, 6, stop)
 	for range 3 {
