@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"sync"
 	"time"
 )
@@ -178,6 +179,11 @@ func (c *Conn) SendFile(kind byte, stream uint32, f *os.File, parts ...[]byte) e
 func (c *Conn) Post(kind byte, stream uint32, parts ...[]byte) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	for c.err == nil && c.soon && len(c.pending) > maxPending { // the peer was not given any of it yet
+		c.mu.Unlock()
+		runtime.Gosched()
+		c.mu.Lock()
+	}
 	if c.err == nil && len(c.pending) > maxPending {
 		c.fail(errSlow)
 	}
