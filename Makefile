@@ -1,4 +1,4 @@
-# What there is to do: build install demo run test vectors adversarial check bench fuzz simulate clean.
+# What there is to do: build install demo run test vectors adversarial check bench fuzz simulate torture clean.
 #
 # build, install, demo and run need Go and make. What the others need besides is looked for, and as root installed
 # from Debian's packages (scripts/tools).
@@ -15,7 +15,7 @@ FUZZTIME ?= 10s
 
 export CGO_ENABLED = 0
 
-.PHONY: build install demo run test vectors adversarial check bench fuzz simulate clean
+.PHONY: build install demo run test vectors adversarial check bench fuzz simulate torture clean
 
 build: $(BIN)/.links
 
@@ -50,6 +50,7 @@ test:
 	@scripts/tools python3:python3 maildrop:maildrop mlmmj-receive:mlmmj || echo 'tests with these are skipped'
 	@scripts/tools swaks:swaks mutt:mutt s-nail:s-nail /usr/lib/git-core/git-send-email:git-email+libmailtools-perl || echo 'tests with these are skipped'
 	@scripts/tools smtp-source:postfix || echo 'tests with this are skipped'
+	@scripts/tools mpop:mpop fetchmail:fetchmail getmail:getmail6 /usr/lib/dovecot/dovecot-lda:dovecot-core /usr/lib/dovecot/imap:dovecot-imapd || echo 'tests with these are skipped'
 	$(GO) vet ./...
 	$(GO) test -timeout 5m ./...
 
@@ -88,6 +89,11 @@ fuzz:
 FIRST ?= 1000
 simulate:
 	$(GO) test -timeout 0 -run TestForever -v ./sim -forever -first $(FIRST)
+
+# The real programs under load while they are killed, stopped and starved. TORTUREFLAGS=-help lists what can be asked for.
+torture: build
+	$(GO) build -trimpath -buildvcs=false -o $(BIN)/torture ./cmd/torture
+	$(BIN)/torture $(TORTUREFLAGS)
 
 # As root it installs Postfix if that is missing, so that no mail server of the system starts; without Postfix it
 # measures only ours. BENCHFLAGS=-help lists what can be asked for.
