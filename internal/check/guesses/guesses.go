@@ -9,6 +9,7 @@
 package guesses
 
 import (
+	"math"
 	"net/netip"
 	"sync"
 	"time"
@@ -201,7 +202,7 @@ func (g *Guesses) Delay(ip netip.Addr, login string, now time.Time) time.Duratio
 			continue
 		}
 		d := firstDelay
-		for n := b.drained(k.kind, now) - rules[k.kind].free; n > 1.5 && d < lastDelay; n-- {
+		for n := math.Ceil(b.drained(k.kind, now) - rules[k.kind].free); n > 1 && d < lastDelay; n-- {
 			d *= 2
 		}
 		delay = max(delay, min(d, lastDelay))
