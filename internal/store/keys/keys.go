@@ -1,13 +1,12 @@
 // Package keys reads private keys and their certificates from a home: keys/NAME.pem with both, or the pair keys/NAME.key and
 // keys/NAME.crt, and control/servercert.pem, where the TLS patches of qmail have both.
 //
-// A certificate goes with the names that stand in it; what its file is called is for people. A file that others than
-// its owner can read holds no secret: it is refused, as is a key that does not fit its certificate, or one that is
+// A certificate goes with the names that stand in it; what its file is called is for people. A file that
+// everybody can read holds no secret: it is refused, as is a key that does not fit its certificate, or one that is
 // too short. What is wrong with one pair does not touch the others.
 package keys
 
 import (
-	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -147,8 +146,8 @@ func readClassic(home string) (*Pair, error) {
 	return p, err
 }
 
-// readFile reads a small regular file, a secret one only if nobody but its owner can read it, and perhaps the group
-// that the owner chose; certainly not everybody.
+// readFile reads a small regular file. One with a key must be out of everybody's reach; its group may read it, as the
+// TLS patches have theirs.
 func readFile(path string, secret bool) ([]byte, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -164,7 +163,7 @@ func readFile(path string, secret bool) ([]byte, error) {
 	case info.Size() > maxFile:
 		return nil, fmt.Errorf("%s: larger than %d bytes", path, maxFile)
 	case secret && info.Mode().Perm()&0o027 != 0:
-		return nil, fmt.Errorf("%s: others than its owner can use the key in it (mode %04o); chmod 600", path, info.Mode().Perm())
+		return nil, fmt.Errorf("%s: everybody can read the key in it, or others change it (mode %04o); chmod 600 it", path, info.Mode().Perm())
 	}
 	return io.ReadAll(io.LimitReader(f, maxFile))
 }
@@ -209,11 +208,14 @@ func parseChain(text []byte) (chain [][]byte, leaf *x509.Certificate, err error)
 	return chain, leaf, nil
 }
 
-// ParseKey takes the one private key out of PEM text, and only one that is good enough.
-func ParseKey(text []byte) (crypto.Signer, error) { return parseKey(text) }
+var errEncrypted = errors.New("the key is encrypted, and nobody is there to be asked for its password")
 
+// parseKey takes the first private key out of PEM text, and only one that is good enough.
 func parseKey(text []byte) (crypto.Signer, error) {
 	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		if strings.Contains(block.Headers["Proc-Type"], "ENCRYPTED") {
+			return nil, errEncrypted
+		}
 		var key any
 		var err error
 		switch block.Type {
@@ -224,12 +226,9 @@ func parseKey(text []byte) (crypto.Signer, error) {
 		case "EC PRIVATE KEY":
 			key, err = x509.ParseECPrivateKey(block.Bytes)
 		case "ENCRYPTED PRIVATE KEY":
-			err = errors.New("the key is encrypted, and nobody is there to be asked for its password")
+			err = errEncrypted
 		default:
 			continue
-		}
-		if err == nil && bytes.Contains([]byte(block.Headers["Proc-Type"]), []byte("ENCRYPTED")) {
-			err = errors.New("the key is encrypted")
 		}
 		if err != nil {
 			return nil, fmt.Errorf("private key: %w", err)
