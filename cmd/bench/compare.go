@@ -219,7 +219,7 @@ func (c *comparison) run(ctx context.Context, peers []peer.Peer) error {
 		}
 		for _, m := range c.modes {
 			for _, p := range turn {
-				if m.protocol != "" && p.Name() != ours {
+				if (m.protocol != "" || m.calls == "qmail-queue") && p.Name() != ours {
 					continue
 				}
 				if err := becalm(ctx, c.calm); err != nil {

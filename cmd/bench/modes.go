@@ -27,6 +27,7 @@ type mode struct {
 	boxes    int    // so many mailboxes instead of one
 	users    bool   // each of them a user's own
 	program  bool   // a program takes the mail
+	calls    string // the program that hands it over, one message each time
 }
 
 // modes is every kind of work, in the order of the report.
@@ -41,6 +42,8 @@ func modes() []mode {
 		{Mode: report.Mode{Key: "t", Title: "as h, by QMTP", Unit: messages}, run: flow, accept: true, hold: true, protocol: load.QMTP},
 		{Mode: report.Mode{Key: "T", Title: "as p, by QMTP", Unit: messages}, run: flow, accept: true, hold: true, pipeline: true, protocol: load.QMTP},
 		{Mode: report.Mode{Key: "q", Title: "as n, by QMQP", Unit: messages}, run: flow, accept: true, hold: true, single: true, protocol: load.QMQP},
+		{Mode: report.Mode{Key: "i", Title: "calls of the program sendmail, all held in the queue; load is the program itself", Unit: "calls"}, run: inject, hold: true, calls: "sendmail"},
+		{Mode: report.Mode{Key: "j", Title: "as i, of qmail-queue", Unit: "calls"}, run: inject, hold: true, calls: "qmail-queue"},
 		{Mode: report.Mode{Key: "b", Title: "until all are in one Maildir", Unit: messages}, run: flow},
 		{Mode: report.Mode{Key: "B", Title: "as b, with commands pipelined", Unit: messages}, run: flow, pipeline: true},
 		{Mode: report.Mode{Key: "u", Title: "until all are in the Maildirs of 100 users", Unit: messages}, run: flow, boxes: 100, users: true},

@@ -101,7 +101,9 @@ type Running struct {
 	Maildirs []string
 	Count    string // a file, of Setup.Program
 	Home     string // of ours
-	Tree     meter.Tree
+	// Program is a call of one of the server's programs on this machine; Postfix has sendmail.
+	Program func(name string, args ...string) *exec.Cmd
+	Tree    meter.Tree
 
 	cmd    *exec.Cmd
 	stdin  io.Closer

@@ -97,6 +97,11 @@ func (p Postfix) Start(ctx context.Context, s Setup) (*Running, error) {
 		return nil, err
 	}
 	r.Addr, r.Maildirs, r.Count = addr, boxes, count
+	r.Program = func(name string, args ...string) *exec.Cmd {
+		cmd := exec.Command("/usr/sbin/"+name, append([]string{"-C", conf}, args...)...)
+		cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "MAIL_CONFIG=" + conf}
+		return cmd
+	}
 	r.logs = append(r.logs, filepath.Join(s.Dir, "maillog"))
 	if err := r.greets(ctx); err != nil {
 		return nil, errors.Join(err, r.Stop())
@@ -150,7 +155,7 @@ func (p Postfix) mainCF(s Setup) string {
 		lines = append(lines, "virtual_transport = bench", "bench_destination_recipient_limit = 1", "bench_destination_concurrency_limit = 100")
 	}
 	if s.Hold {
-		lines = append(lines, "smtpd_data_restrictions = check_client_access static:hold")
+		lines = append(lines, "smtpd_data_restrictions = check_client_access static:hold", "header_checks = static:HOLD")
 	}
 	if !p.Quiet {
 		lines = append(lines, "maillog_file = "+filepath.Join(s.Dir, "maillog"), "maillog_file_prefixes = "+s.Dir)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 )
@@ -91,6 +92,9 @@ func (q Qmail) Start(ctx context.Context, s Setup) (*Running, error) {
 		return nil, err
 	}
 	r.Addr, r.Home, r.Maildirs, r.Count = addr, home, boxes, count
+	r.Program = func(name string, args ...string) *exec.Cmd {
+		return &exec.Cmd{Path: binary, Args: append([]string{name}, args...), Env: []string{"QMAILHOME=" + home}}
+	}
 	if err := r.greets(ctx); err != nil {
 		return nil, errors.Join(err, r.Stop())
 	}

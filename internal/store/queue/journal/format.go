@@ -43,11 +43,14 @@ var (
 	errRecord  = errors.New("journal: no valid record")
 	errItem    = errors.New("journal: malformed item")
 
-	castagnoli = crc32.MakeTable(crc32.Castagnoli)
-	le         = binary.LittleEndian
+	le = binary.LittleEndian
 )
 
-func checksum(b []byte) uint32 { return crc32.Checksum(b, castagnoli) }
+// castagnoli is made when it is first wanted, and once: this package is linked into programs that start for each message
+// and never see a journal.
+func castagnoli() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) }
+
+func checksum(b []byte) uint32 { return crc32.Checksum(b, castagnoli()) }
 
 func aligned(n int64) int64 { return (n + align - 1) &^ (align - 1) }
 

@@ -598,7 +598,7 @@ func (j *Journal) quarantined(name, why string) {
 
 // sumOf reads a whole file for its checksum.
 func sumOf(f io.ReaderAt, size int64) (uint32, error) {
-	h := crc32.New(castagnoli)
+	h := crc32.New(castagnoli())
 	_, err := io.Copy(h, io.NewSectionReader(f, 0, size))
 	return h.Sum32(), err
 }

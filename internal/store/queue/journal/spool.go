@@ -35,7 +35,7 @@ func (s *spool) Write(b []byte) (int, error) {
 	}
 	n, err := s.f.WriteAt(b, s.size)
 	s.size += int64(n)
-	s.sum = crc32.Update(s.sum, castagnoli, b[:n])
+	s.sum = crc32.Update(s.sum, castagnoli(), b[:n])
 	s.err = err
 	return n, err
 }

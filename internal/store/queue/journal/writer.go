@@ -13,7 +13,7 @@ import (
 	"qmail/internal/system/disk"
 )
 
-func crcUpdate(sum uint32, b []byte) uint32 { return crc32.Update(sum, castagnoli, b) }
+func crcUpdate(sum uint32, b []byte) uint32 { return crc32.Update(sum, castagnoli(), b) }
 
 // writer is what only the writing goroutine touches.
 type writer struct {
