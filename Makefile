@@ -47,6 +47,7 @@ run: build $(BIN)/demo
 
 test:
 	@scripts/tools useradd:passwd tcpserver:ucspi-tcp
+	@scripts/tools strace:strace || echo 'tests with this are skipped'
 	@scripts/tools python3:python3 maildrop:maildrop mlmmj-receive:mlmmj || echo 'tests with these are skipped'
 	@scripts/tools swaks:swaks mutt:mutt s-nail:s-nail /usr/lib/git-core/git-send-email:git-email+libmailtools-perl || echo 'tests with these are skipped'
 	@scripts/tools smtp-source:postfix || echo 'tests with this are skipped'
