@@ -156,6 +156,9 @@ func TestOtherPeoplesClientsSubmitMail(t *testing.T) {
 				input = ""
 			}
 			out, err := peer(t, input, argv...)
+			if strings.Contains(out, "TLS not available") {
+				t.Skip("swaks has no TLS: libnet-ssleay-perl is not installed")
+			}
 			if argv[0] == "gsasl" {
 				if !strings.Contains(out, "235 2.7.0") {
 					t.Errorf("%v\n%s\n%s", err, out, o.tail())
