@@ -221,3 +221,47 @@ exec env -i %s --reuid %d --regid %d --clear-groups "$2" -t -i`, setpriv, nobody
 	has(t, h.receives(t, "alice", "from nowhere"), "From: anonymous@test.example\n", "To: alice@test.example\n")
 	h.stop()
 }
+
+// TestUnderSystemd: systemd's own program gives each connection to a server, as a socket unit with Accept=yes does: as
+// descriptors 0 and 1 (StandardInput=socket), and as descriptor 3.
+func TestUnderSystemd(t *testing.T) {
+	activate := tool(t, "systemd-socket-activate", "systemd")
+	for _, tt := range []struct {
+		name  string
+		flags []string
+	}{
+		{"as standard input", []string{"--inetd"}},
+		{"as descriptor 3", nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			h := newHouse(t)
+			h.start()
+			address := freeAddress(t)
+			args := append(tt.flags, "--accept", "--listen="+address, "--setenv=QMAILHOME="+h.home, h.program("qmail-smtpd"))
+			cmd := exec.Command(activate, args...)
+			cmd.Env = []string{"PATH=/usr/bin:/bin"}
+			if os.Geteuid() == 0 {
+				cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+			var c *client
+			h.until("systemd listens", func() bool {
+				var err error
+				c, err = dial(address)
+				return err == nil
+			})
+			defer c.Close()
+			if code, _, err := c.send("s@far.example", "alice@test.example", "Subject: by systemd\r\n\r\nhello\r\n"); code != 250 {
+				t.Fatal(code, err)
+			}
+			if code, err := c.say("QUIT\r\n"); code != 221 {
+				t.Error(code, err)
+			}
+			has(t, h.receives(t, "alice", "by systemd"), "Received: from unknown (HELO client.example) (127.0.0.1)\n")
+			h.stop()
+		})
+	}
+}
