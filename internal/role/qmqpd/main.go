@@ -4,7 +4,7 @@
 // by tcpserver, inetd or systemd, it serves the connection on descriptors 0 and 1; who may connect is then said by
 // the rules of tcpserver, and by qmqpclients if it exists.
 //
-// Control files: concurrencyincoming, maxmemory, maxperclient, maxpernetwork, me, qmqpclients. All are read at the start, where an
+// Control files: concurrencyincoming, maxlogperclient, maxmemory, maxperclient, maxpernetwork, me, qmqpclients. All are read at the start, where an
 // error ends the program, and again on a reload, where it keeps what was before. Environment: QMAILQUEUE and the
 // variables of tcp-environ(5).
 package qmqpd

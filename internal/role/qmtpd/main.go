@@ -3,7 +3,7 @@
 // process, whose sockets and link to qmail-send come from there; started by hand, by tcpserver, inetd or
 // systemd, it serves the connection on descriptors 0 and 1.
 //
-// Control files: concurrencyincoming, databytes, envnoathost, maxmemory, maxperclient, maxpernetwork, maxrecipients, me,
+// Control files: concurrencyincoming, databytes, envnoathost, maxlogperclient, maxmemory, maxperclient, maxpernetwork, maxrecipients, me,
 // morercpthosts.cdb, percenthack, rcpthosts, relayclients. All are read at the start, where an error ends the program,
 // and again on a reload, where it keeps what was before. Environment: DATABYTES, QMAILQUEUE, RELAYCLIENT and the
 // variables of tcp-environ(5).

@@ -6,7 +6,7 @@
 // It serves port 25, submission of mail by our users, who have to log in (qmail-authd knows who they are), and LMTP.
 //
 // Control files: authinsecure, authsmtp, badhelo, badmailfrom and badrcptto, the same with norelay at their ends, chunking,
-// concurrencyincoming, databytes, defaultdomain, defaulthost, idhost, localiphost, locals, maxmemory, maxperclient, maxpernetwork,
+// concurrencyincoming, databytes, defaultdomain, defaulthost, idhost, localiphost, locals, maxlogperclient, maxmemory, maxperclient, maxpernetwork,
 // maxrecipients, me, morercpthosts.cdb, percenthack, plusdomain, proxyclients, rcpthosts, relayclients, senderlogins,
 // showlogin, smtpgreeting, submitlimit, timeoutsmtpd, xclient, xforward. All are read at the start, where an error ends the program, and again on
 // a reload, where it keeps what was before. Environment: DATABYTES, NOBADHELO, QMAILQUEUE, RELAYCLIENT and the

@@ -61,6 +61,7 @@ func Settings() []Setting {
 		{"ledgerdays", Number, false, "30", "send", "for how many days the account of all mail is kept; 0 is for ever"},
 		{"localiphost", OneLine, true, "", "smtpd", "the host that our own addresses in brackets stand for"},
 		{"locals", Lines, true, "", "send smtpd", "domains whose mail is delivered on this machine"},
+		{"maxlogperclient", Number, false, "60", "smtpd qmtpd qmqpd", "lines of log a minute about what one address is refused; more are counted"},
 		{"maxmemory", Number, false, "268435456", "smtpd qmtpd qmqpd", "memory for what clients send, all sessions together, in bytes"},
 		{"maxperclient", Number, false, "50", "smtpd qmtpd qmqpd", "sessions at a time from one address, for each protocol"},
 		{"maxpernetwork", Number, false, "200", "smtpd qmtpd qmqpd", "sessions at a time from one network (/24, or /56 of IPv6), for each protocol"},

@@ -48,6 +48,7 @@ const (
 // Run serves until an order says stop, or ctx ends.
 func (d *Daemon) Run(ctx context.Context) {
 	d.group = Group{Limits: d.Limits, Handle: d.handle, Refuse: d.refuse, Log: d.Log, Proxy: d.Proxy}
+	d.Refusals.perClient = func() int { return d.Limits().Lines }
 	defer d.Refusals.Start()()
 	serving, stop := context.WithCancel(ctx)
 	defer stop()

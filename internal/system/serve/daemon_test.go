@@ -175,8 +175,8 @@ func TestRefusalsDoNotFloodTheLog(t *testing.T) {
 		r := NewRefusals((&env.Env{Stderr: &log}).Log("qmail-smtpd"))
 		done := make(chan struct{})
 		go func() { r.Write(); close(done) }()
-		for range 10000 {
-			r.Note("192.0.2.1", "FOO", "502 5.5.1 unimplemented\r\n")
+		for i := range 10000 {
+			r.Note(fmt.Sprintf("192.0.%d.%d", i/250%250, i%250), "FOO", "502 5.5.1 unimplemented\r\n")
 		}
 		synctest.Wait()
 		time.Sleep(1500 * time.Millisecond)
@@ -192,4 +192,53 @@ func TestRefusalsDoNotFloodTheLog(t *testing.T) {
 			t.Errorf("%q", last)
 		}
 	})
+}
+
+// TestOneClientDoesNotFillTheLog has a client be refused all the time: what it causes is cut and counted, and others are
+// logged as if it were not there.
+func TestOneClientDoesNotFillTheLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log lockedBuffer
+		r := NewRefusals((&env.Env{Stderr: &log}).Log("qmail-smtpd"))
+		r.perClient = func() int { return 5 }
+		end := r.Start()
+		for range 90 { // seconds
+			for i := range 10 {
+				r.Note(fmt.Sprintf("2001:db8::%x", i), "FOO", "502 5.5.1 unimplemented\r\n") // one /64
+			}
+			synctest.Wait()
+			time.Sleep(time.Second)
+		}
+		r.Note("192.0.2.1", "BAR", "502 5.5.1 unimplemented\r\n")
+		end()
+		if n := strings.Count(log.String(), `"FOO"`); n != 10 {
+			t.Errorf("%d lines of the first in two minutes, want 5 in each", n)
+		}
+		if n := strings.Count(log.String(), `refused 192.0.2.1: "BAR": 502`); n != 1 {
+			t.Errorf("%d lines of the second", n)
+		}
+		sum, found := 0, 0
+		for line := range strings.Lines(log.String()) {
+			var n int
+			if _, err := fmt.Sscanf(line, "qmail-smtpd: refused 2001:db8::: %d more that are not logged", &n); err == nil {
+				sum, found = sum+n, found+1
+			}
+		}
+		if sum != 90*10-10 || found != 2 {
+			t.Errorf("%d not logged, told in %d lines:\n%s", sum, found, &log)
+		}
+	})
+}
+
+// TestManyClientsDoNotFillTheMemory counts a bounded number of clients.
+func TestManyClientsDoNotFillTheMemory(t *testing.T) {
+	r := NewRefusals((&env.Env{Stderr: io.Discard}).Log("qmail-smtpd"))
+	end := r.Start()
+	for i := range 10 * refusalsKnown {
+		r.Note(fmt.Sprintf("10.%d.%d.1", i>>8, i&255), "FOO", "502 no\r\n")
+	}
+	if n := len(r.clients); n != refusalsKnown {
+		t.Errorf("%d clients are known, not %d", n, refusalsKnown)
+	}
+	end()
 }

@@ -20,6 +20,8 @@ type Limits struct {
 	// PerNetwork is for all clients of an IPv4 /24 or an IPv6 /56 network; 0 is any number, else less than PerClient
 	// means PerClient.
 	PerNetwork int
+	// Lines is how many lines of log a minute a client may cause; 0 is a sensible number.
+	Lines int
 }
 
 // Group is the sessions of one role, from any number of listeners.
