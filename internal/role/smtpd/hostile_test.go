@@ -331,7 +331,7 @@ func judge(t *testing.T, c hostile, r played) {
 var (
 	logLine = regexp.MustCompile(`^qmail-smtpd: refused 192\.0\.2\.99: "[ -~]*": [45][0-9][0-9] [ -~]*\n$|^qmail-smtpd: refused 192\.0\.2\.99: "(?:DATA|BDAT)": message cut short: [ -~]*\n$` +
 		`|^qmail-smtpd: refused (?:192\.0\.2\.99: )?[0-9]+ more that are not logged\n$|^qmail-smtpd: alert: unable to read controls err=[ -~]*\n$`)
-	trace   = regexp.MustCompile(`^Received: from [!-~]+(?: \(HELO [!-~]*\))? \(192\.0\.2\.99\)\n  by mx\.test\.example with (?:SMTP|ESMTP|UTF8SMTP|ESMTPSA \([A-Za-z0-9 .]+\) tls [!-~]+); [ -~]+\n`)
+	trace = regexp.MustCompile(`^Received: from [!-~]+(?: \(HELO [!-~]*\))? \(192\.0\.2\.99\)\n  by mx\.test\.example with (?:SMTP|ESMTP|UTF8SMTP|ESMTPSA \([A-Za-z0-9 .]+\) tls [!-~]+); [ -~]+\n`)
 )
 
 func wellFormed(t *testing.T, m queuedMessage) {
