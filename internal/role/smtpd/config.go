@@ -45,7 +45,9 @@ type Config struct {
 const (
 	maxRecipients = 1000    // maxrecipients
 	recipientsTop = 100_000 // a larger maxrecipients means this: the list is in memory
-	maxErrors     = 20
+	maxErrors     = 20      // maxerrors
+	tarpitAfter   = 10      // tarpitcount
+	tarpitSeconds = 1       // tarpitdelay
 	maxIdle       = 1000
 
 	timeout     = 1200 * time.Second // timeoutsmtpd
@@ -111,7 +113,8 @@ func (c *Config) readNumbers(dir control.Dir, e *env.Env) error {
 		s.Databytes, _ = control.ScanInt(value)
 	}
 	recipients, err3 := inlet.Number(dir, "maxrecipients", maxRecipients, 1, recipientsTop)
-	s.MaxRecipients, s.MaxErrors, s.MaxIdle = int(recipients), maxErrors, maxIdle
+	s.MaxRecipients, s.MaxIdle = int(recipients), maxIdle
+	err0 := c.readPatience(dir)
 	s.Policy = c
 	var err5 error
 	c.TLS, err5 = inlet.LoadTLS(dir)
@@ -121,7 +124,17 @@ func (c *Config) readNumbers(dir control.Dir, e *env.Env) error {
 		Command: min(patience, commandTime), Block: min(patience, blockTime),
 		Transaction: transaction, Grace: min(patience, grace), Rate: leastRate,
 	}
-	return errors.Join(err1, err2, err3, err4, err5)
+	return errors.Join(err0, err1, err2, err3, err4, err5)
+}
+
+// readPatience reads how often a client may be refused, and from when on it waits for that.
+func (c *Config) readPatience(dir control.Dir) error {
+	most, err1 := inlet.Number(dir, "maxerrors", maxErrors, 1, 10_000)
+	after, err2 := inlet.Number(dir, "tarpitcount", tarpitAfter, 0, 10_000)
+	seconds, err3 := inlet.Number(dir, "tarpitdelay", tarpitSeconds, 0, 60)
+	s := &c.Session
+	s.MaxErrors, s.TarpitAfter, s.Tarpit = int(most), int(after), time.Duration(seconds)*time.Second
+	return errors.Join(err1, err2, err3)
 }
 
 // readPeople reads what is about those who log in.

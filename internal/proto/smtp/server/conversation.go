@@ -44,12 +44,16 @@ func (c *conversation) run() error {
 		if err != nil {
 			return c.lastWord(err)
 		}
+		refused := c.session.counted.errors
 		next, err := c.step(line)
 		if err != nil {
 			return c.lastWord(err)
 		}
 		if next == Close {
 			return c.finish(nil)
+		}
+		if c.session.counted.errors > refused {
+			c.tarpit()
 		}
 	}
 }

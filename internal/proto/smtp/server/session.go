@@ -17,6 +17,7 @@ package server
 import (
 	"net/netip"
 	"strconv"
+	"time"
 
 	"qmail/internal/format/address"
 	"qmail/internal/format/envelope"
@@ -48,13 +49,15 @@ type Policy interface {
 
 // Config is what control files say; it is never changed, only replaced.
 type Config struct {
-	Greeting      string      // smtpgreeting: of the banner, HELO and QUIT
-	Databytes     int64       // most stored bytes of a message; 0 means any number
-	MaxRecipients int         // of a message
-	MaxErrors     int         // refused commands since the last accepted message
-	MaxIdle       int         // commands that lead to no message, since the last accepted one
-	StartTLS      func() bool // whether it is offered outside TLS (RFC 3207); nil: never
-	NoChunking    bool        // BDAT is no command
+	Greeting      string        // smtpgreeting: of the banner, HELO and QUIT
+	Databytes     int64         // most stored bytes of a message; 0 means any number
+	MaxRecipients int           // of a message
+	MaxErrors     int           // refused commands since the last accepted message
+	TarpitAfter   int           // refused commands, beyond which each further one is answered late,
+	Tarpit        time.Duration // by so much; 0 is not at all
+	MaxIdle       int           // commands that lead to no message, since the last accepted one
+	StartTLS      func() bool   // whether it is offered outside TLS (RFC 3207); nil: never
+	NoChunking    bool          // BDAT is no command
 	// Mechanisms are those of AUTH to be offered to a peer now, and whether there would be some inside TLS; nil: never.
 	Mechanisms func(p *Peer) (list []string, inTLS bool)
 	// Moved gives a peer the rights of its Address, which XCLIENT has changed.
