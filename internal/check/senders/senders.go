@@ -65,7 +65,7 @@ func (p *Policy) May(login, sender string) bool {
 	}
 	login, sender = address.Lower(login), address.Lower(sender)
 	local, domain, ok := address.Split(sender)
-	if login == "" || !ok {
+	if login == "" || !ok || domain == "" {
 		return false
 	}
 	if list, listed := p.lines[sender]; listed {

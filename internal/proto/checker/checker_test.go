@@ -105,8 +105,11 @@ func TestAnswers(t *testing.T) {
 			t.Errorf("%.20s: %+v, want %+v", tt.mechanism, got, tt.want)
 		}
 	}
-	if !reflect.DeepEqual(s.begun[0], who) {
-		t.Errorf("the client is %+v, want %+v", s.begun[0], who)
+	s.mu.Lock()
+	first := s.begun[0]
+	s.mu.Unlock()
+	if !reflect.DeepEqual(first, who) {
+		t.Errorf("the client is %+v, want %+v", first, who)
 	}
 	if got := a.Check(within(t), who, "alice", "right"); got.Verdict != Yes {
 		t.Errorf("%+v", got)

@@ -104,7 +104,7 @@ func (d *Daemon) handle(ctx context.Context, service string, conn net.Conn, clie
 		}
 	}()
 	if d.Proxy != nil && d.Proxy(client) {
-		real, leave, err := d.origin(conn, client)
+		real, leave, err := d.origin(conn)
 		switch {
 		case errors.Is(err, errTooMany):
 			d.refuse(service, conn, real)

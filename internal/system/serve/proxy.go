@@ -104,7 +104,7 @@ func readProxy2(r io.Reader, first []byte) (netip.Addr, error) {
 
 // origin finds out whose connection a proxy passes on, and takes a place for him. There are as many as for somebody
 // who comes himself.
-func (d *Daemon) origin(conn net.Conn, proxy netip.Addr) (client netip.Addr, leave func(), err error) {
+func (d *Daemon) origin(conn net.Conn) (client netip.Addr, leave func(), err error) {
 	if err := conn.SetReadDeadline(time.Now().Add(proxyTime)); err != nil {
 		return netip.Addr{}, nil, err
 	}
@@ -114,8 +114,8 @@ func (d *Daemon) origin(conn net.Conn, proxy netip.Addr) (client netip.Addr, lea
 	if err := conn.SetReadDeadline(time.Time{}); err != nil {
 		return netip.Addr{}, nil, err
 	}
-	if !client.IsValid() {
-		return proxy, func() {}, nil
+	if !client.IsValid() { // nobody that is known, and so nobody with rights; the proxy's own are not for it
+		return client, func() {}, nil
 	}
 	leave, ok := d.group.admit(client)
 	if !ok {

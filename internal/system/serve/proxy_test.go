@@ -104,6 +104,7 @@ func TestAProxySpeaksForOthers(t *testing.T) {
 			{"192.0.2.250", "PROXY TCP4 192.0.2.9 192.0.2.1 3 25\r\n", "enough\n"},
 			{"192.0.2.250", "PROXY TCP4 192.0.2.8 192.0.2.1 3 25\r\n", "hello\n"},
 			{"192.0.2.250", "PROXY TCP4 192.0.2.6 192.0.2.1 3 25\r\n", ""},
+			{"192.0.2.250", "PROXY UNKNOWN\r\n", "hello\n"},
 			{"192.0.2.250", "EHLO x\r\n", ""},
 			{"192.0.2.5", "", "hello\n"},
 		} {

@@ -185,11 +185,11 @@ func (s *Session) Authenticated(dst []byte, a Answer) ([]byte, Next) {
 	return s.judge(dst, from, More)
 }
 
-// Private reports whether a line may hold a secret, and so is not for the log: AUTH and what belongs to it, and
-// whatever is no command in a session that has tried to log in, for some clients go on with the password when their
-// exchange has failed.
+// Private reports whether a line may hold a secret, and so is not for the log: AUTH and what belongs to it, POP3's PASS
+// of a client that has lost its way, and whatever is no command in a session that has tried to log in, for some clients
+// go on with the password when their exchange has failed.
 func (s *Session) Private(line []byte) bool {
-	if s.login.open || isAuth(line) {
+	if s.login.open || isAuth(line) || len(line) >= 4 && equalFold(line[:4], "pass") {
 		return true
 	}
 	if !s.login.tried {
@@ -202,7 +202,7 @@ func (s *Session) Private(line []byte) bool {
 }
 
 func isAuth(line []byte) bool {
-	return len(line) >= 4 && equalFold(line[:4], "auth") && (len(line) == 4 || line[4] == ' ')
+	return len(line) >= 4 && equalFold(line[:4], "auth") && (len(line) == 4 || line[4] <= ' ')
 }
 
 // maxLine is how long the line that begins with b may be, its CRLF counted.
