@@ -389,6 +389,9 @@ func (r *Runner) headerBounce(c *Case, text []byte) error {
 	if err := r.enqueue(s, sender, []string{"nouser@test.example"}, text); err != nil {
 		return err
 	}
+	if err := s.bounced(); err != nil {
+		return err
+	}
 	back, err := s.quiet()
 	if err != nil {
 		return err
@@ -446,6 +449,23 @@ func (r *Runner) enqueue(s *site, sender string, rcpts []string, text []byte) er
 		return fmt.Errorf("qmail-queue: %w", err)
 	}
 	return nil
+}
+
+// bounced waits until the first message has ended, and what was made of it has come in.
+func (s *site) bounced() error {
+	for deadline := time.Now().Add(soon); ; time.Sleep(glance) {
+		b, err := os.ReadFile(s.log)
+		if err != nil {
+			return err
+		}
+		bounce := bytes.Contains(b, []byte("\nbounce msg 1 "))
+		if bytes.Contains(b, []byte("\nend msg 1\n")) && (!bounce || bytes.Contains(b, []byte("\nnew msg 2\n"))) {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("the first message does not end: %s", b)
+		}
+	}
 }
 
 // quiet waits until all that is still in the queue is for other machines, and returns it.

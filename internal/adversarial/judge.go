@@ -173,7 +173,7 @@ func (c *Case) judge(o *outcome) (p problems) {
 
 var (
 	// ownLine is what a server for one connection may write on its log.
-	ownLine = regexp.MustCompile(`^qmail-(smtpd|qmtpd|qmqpd): (refused (127\.[0-9.]+: "[ -~]*": [ -~]+|[0-9]+ more that are not logged)|alert: [ -~]+)\n$`)
+	ownLine = regexp.MustCompile(`^qmail-(smtpd|qmtpd|qmqpd): (refused (127\.[0-9.]+: "[ -~]*": [ -~]+|(127\.[0-9.]+: )?[0-9]+ more that are not logged)|alert: [ -~]+)\n$`)
 	// trace is the line of a network server in a message.
 	trace = regexp.MustCompile(`^Received: from [!-~]+(?: \(HELO [!-~]*\))? \([!-~]+\)\n  by mx\.test\.example with [A-Z0-9]+; [ -~]+ -0000\n`)
 	// queueTrace is what comes before it.

@@ -48,7 +48,11 @@ func (r *Runner) remote(c *Case) error {
 	defer h.close()
 	_, port, _ := net.SplitHostPort(ln.Addr().String())
 	route := map[string]string{"smtproutes": ":127.0.0.1:" + port + "\n"}
+	route["timeoutremote"] = "10\n"
 	for _, step := range c.Chunks {
+		if step.Delay > 0 { // slow, but not too slow for a single byte
+			route["timeoutremote"] = "40\n"
+		}
 		if step.DNS != "" {
 			resolver, err := answering(step.DNS)
 			if err != nil {

@@ -62,6 +62,9 @@ const (
 	freeHold   = 4 << 10  // memory for recipients that is not asked for
 	holdStep   = 16 << 10 // and how much is asked for at a time
 	verifyTime = time.Minute
+	// maxStrangers is how many recipients that nobody has here a session may try: lists of names are no mail. The others
+	// are put off, and may be in another session.
+	maxStrangers = 200
 )
 
 var (
@@ -110,9 +113,11 @@ type session struct {
 	message  Message   // nil if there is none to write to
 	open     bool      // the message has begun
 	start    time.Time // of the package
-	received int64     // bytes of it
-	asking   time.Duration
-	held     int // bytes asked for with Hold
+
+	strangers int   // recipients that the queue would not take
+	received  int64 // bytes of it
+	asking    time.Duration
+	held      int // bytes asked for with Hold
 
 	commits sync.WaitGroup
 	pending chan *pending
@@ -291,12 +296,19 @@ func (s *session) verify(addr string) error {
 		}
 		s.held += holdStep
 	}
-	if s.asking > verifyTime {
+	switch {
+	case s.asking > verifyTime:
 		return errSlow
+	case s.strangers >= maxStrangers:
+		return errStrangers
 	}
 	began := time.Now()
-	defer func() { s.asking += time.Since(began) }()
-	return s.server.Verify(addr)
+	err := s.server.Verify(addr)
+	s.asking += time.Since(began)
+	if reply.Letter(err) == 'D' {
+		s.strangers++
+	}
+	return err
 }
 
 // finish lets the queue have the package, and the client know.

@@ -529,6 +529,21 @@ func TestManyDifferentRefusals(t *testing.T) {
 	}
 }
 
+// TestListsOfNames: who tries name after name is not told for ever who is here.
+func TestListsOfNames(t *testing.T) {
+	w := newWorld()
+	asked := 0
+	w.Verify = func(r string) error { asked++; return reply.Permanent("5.1.1", "no (#5.1.1)", nil) }
+	once := pack("\nx\n", "", slicesOf("u@ok.example", maxStrangers-1)...)
+	out, err := w.run(once+once, 1<<20)
+	if err != io.EOF || asked != maxStrangers {
+		t.Errorf("asked %d times, %v", asked, err)
+	}
+	if d, z := strings.Count(out, ":Dno (#5.1.1),"), strings.Count(out, ":Ztoo many recipients that are not here (#4.7.1),"); d != maxStrangers || z != maxStrangers-2 {
+		t.Errorf("%d D, %d Z", d, z)
+	}
+}
+
 // FuzzServer: nothing that a client sends, in whatever pieces, makes the server panic, hold on to anything, queue
 // what was not complete, or say other than one answer for each recipient.
 func FuzzServer(f *testing.F) {

@@ -34,6 +34,7 @@ var (
 	errRecipient = &reply.Error{Code: 553, Status: "5.1.3", Text: "sorry, I can't handle that recipient (#5.1.3)"}
 	errSize      = &reply.Error{Code: 552, Status: "5.3.4", Text: "sorry, that message size exceeds my databytes limit (#5.3.4)"}
 	errHops      = &reply.Error{Code: 554, Status: "5.4.6", Text: "too many hops, this message is looping (#5.4.6)"}
+	errStrangers = &reply.Error{Code: 451, Status: "4.7.1", Text: "too many recipients that are not here (#4.7.1)"}
 	errMany      = &reply.Error{Code: 452, Status: "4.5.3", Text: "too many recipients, send me the others in another message (#4.5.3)"}
 	errMemory    = &reply.Error{Code: 451, Status: "4.3.0", Text: "too many recipients for all clients together, try again later (#4.3.0)"}
 	errSlow      = &reply.Error{Code: 451, Status: "4.3.0", Text: "looking recipients up takes too long (#4.3.0)"}
