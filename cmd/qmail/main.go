@@ -15,6 +15,7 @@ import (
 
 	"qmail/internal/role/authd"
 	"qmail/internal/role/bouncesaying"
+	"qmail/internal/role/check"
 	"qmail/internal/role/checkpw"
 	"qmail/internal/role/condredirect"
 	"qmail/internal/role/dotforward"
@@ -130,6 +131,7 @@ var programs = []program{
 	{"predate", predate.Main, false, "run a program with a Date field before its input"},
 	{"mailsubj", mailsubj.Main, false, "send mail with a subject"},
 	{"qmail-newmrh", newmrh.Main, false, "make control/morercpthosts.cdb"},
+	{"qmail-check", check.Main, false, "say what a stranger sees on each door"},
 	{"qmail-showctl", showctl.Main, false, "show and check the control files, for people"},
 	{"qmail-control", showctl.Control, false, "show and check the control files, for scripts"},
 	{"forward", forward.Main, false, "send mail on from a .qmail file"},
