@@ -6,8 +6,10 @@
 //	qmail queue show|cat ID ...
 //	qmail queue retry|hold|release|delete ID ... | filter
 //	qmail queue bounce [-reason TEXT] ID ... | filter
+//	qmail queue export >FILE
+//	qmail queue import <FILE
 //
-// It reads no file of the queue. Output is written as it comes, however long the queue is.
+// But for the last two (backup.go) it reads no file of the queue. Output is written as it comes, however long the queue is.
 package queuetool
 
 import (
@@ -32,6 +34,8 @@ const usage = `usage: qmail queue list [filter] [-json] [-recipients]
        qmail queue cat ID
        qmail queue retry|hold|release|delete ID ... | filter
        qmail queue bounce [-reason TEXT] ID ... | filter
+       qmail queue export >FILE
+       qmail queue import <FILE
 A filter is some of -sender PATTERN -recipient PATTERN -domain DOMAIN
 -state waiting|ready|running|held|failed|done -older AGE -younger AGE
 -message-id <ID>, or -all.
@@ -59,6 +63,9 @@ type tool struct {
 
 // Main runs qmail queue.
 func Main(_ context.Context, e *env.Env, args []string) int {
+	if len(args) == 1 && (args[0] == "export" || args[0] == "import") {
+		return backup(e, args[0])
+	}
 	t := &tool{env: e, out: bufio.NewWriterSize(e.Stdout, 32<<10)}
 	command, ids, err := t.parse(args)
 	if err != nil {

@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -167,32 +168,55 @@ func setOf(who runs) (set []uint32) {
 	return set
 }
 
-// Inspect reads the queue in d and changes nothing, whether a process has it open or not: in that case it shows what was
-// there at some moment while it read. told hears of the records after what it begins with, each of the messages that
-// are there. A segment that went away meanwhile is fs.ErrNotExist.
-func Inspect(d disk.FS, told queue.Account, each func(*queue.Entry) error) error {
+// View is a queue that is only looked at, whether a process has it open or not: it shows what was there at some moment
+// while it was read.
+type View struct{ j *Journal }
+
+// Look reads the queue in d and changes nothing. told, if not nil, hears of the records after those that it knows. A segment
+// that went away meanwhile is fs.ErrNotExist: look again.
+func Look(d disk.FS, told queue.Account) (*View, error) {
 	opt := Options{Account: told, CacheBytes: -1}
 	if err := opt.fill(); err != nil {
-		return err
+		return nil, err
 	}
 	j := &Journal{disk: readOnly{d}, opt: opt, index: index{live: map[queue.ID]*entry{}}}
 	r := &recovery{Journal: j, nextID: 1}
+	v := &View{j}
 	found, err := r.look()
+	if err == nil {
+		err = r.readSegments(found)
+	}
+	if err == nil {
+		err = j.feed()
+	}
+	if err != nil {
+		v.Close()
+		return nil, err
+	}
+	return v, nil
+}
+
+// Scan is that of queue.Store.
+func (v *View) Scan(f func(*queue.Entry) error) error { return v.j.Scan(f) }
+
+// Body is that of queue.Store. What has left the queue since is fs.ErrNotExist.
+func (v *View) Body(ctx context.Context, id queue.ID) (queue.Body, error) { return v.j.Body(ctx, id) }
+
+// Close lets go of the files.
+func (v *View) Close() {
+	for len(v.j.openFiles) > 0 {
+		v.j.closeFile(v.j.openFiles[0])
+	}
+}
+
+// Inspect is a look at all messages.
+func Inspect(d disk.FS, told queue.Account, each func(*queue.Entry) error) error {
+	v, err := Look(d, told)
 	if err != nil {
 		return err
 	}
-	if err := r.readSegments(found); err != nil {
-		return err
-	}
-	defer func() {
-		for len(j.openFiles) > 0 {
-			j.closeFile(j.openFiles[0])
-		}
-	}()
-	if err := j.feed(); err != nil {
-		return err
-	}
-	return j.Scan(each)
+	defer v.Close()
+	return v.Scan(each)
 }
 
 // readOnly is a disk on which nothing changes.
