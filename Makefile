@@ -50,7 +50,7 @@ test:
 	@scripts/tools strace:strace || echo 'tests with these are skipped'
 	@scripts/tools python3:python3 maildrop:maildrop mlmmj-receive:mlmmj || echo 'tests with these are skipped'
 	@scripts/tools swaks:swaks+libnet-ssleay-perl mutt:mutt s-nail:s-nail /usr/lib/git-core/git-send-email:git-email+libmailtools-perl || echo 'tests with these are skipped'
-	@scripts/tools msmtp:msmtp gsasl:gsasl dovecot:dovecot-core || echo 'tests with these are skipped'
+	@scripts/tools msmtp:msmtp gsasl:gsasl+libsasl2-modules dovecot:dovecot-core || echo 'tests with these are skipped'
 	@scripts/tools smtp-source:postfix systemd-socket-activate:systemd || echo 'tests with these are skipped'
 	@scripts/tools mpop:mpop fetchmail:fetchmail getmail:getmail6 /usr/lib/dovecot/dovecot-lda:dovecot-core /usr/lib/dovecot/imap:dovecot-imapd || echo 'tests with these are skipped'
 	$(GO) vet ./...

@@ -142,7 +142,7 @@ func TestOtherPeoplesClientsSubmitMail(t *testing.T) {
 		"msmtp, SCRAM-SHA-1":         msmtp("scram-sha-1", port, "on"),
 		"msmtp, SCRAM-SHA-256":       msmtp("scram-sha-256", sport, "off"),
 		"msmtp, what it thinks best": msmtp("on", sport, "off"),
-		"mutt, SCRAM-SHA-256":  {"mutt", "-n", "-F", "/dev/null", "-e", "set smtp_url=\"smtps://alice%40test.example@127.0.0.1:" + sport + "/\" smtp_pass=\"" + secret + "\" ssl_verify_host=no certificate_file=" + cert + " from=" + login + " use_envelope_from=yes smtp_authenticators=scram-sha-256 record=\"\" sendmail_wait=0", "-s", "mutt, SCRAM-SHA-256", "bob@test.example"},
+		"mutt, SCRAM-SHA-256":        {"mutt", "-n", "-F", "/dev/null", "-e", "set smtp_url=\"smtps://alice%40test.example@127.0.0.1:" + sport + "/\" smtp_pass=\"" + secret + "\" ssl_verify_host=no certificate_file=" + cert + " from=" + login + " use_envelope_from=yes smtp_authenticators=scram-sha-256 record=\"\" sendmail_wait=0", "-s", "mutt, SCRAM-SHA-256", "bob@test.example"},
 		"s-nail, PLAIN":              {"s-nail", "-:/", "-S", "v15-compat", "-S", "mta=submissions://alice%40test.example:correct%20horse@127.0.0.1:" + sport, "-S", "smtp-auth=plain", "-S", "tls-verify=ignore", "-S", "hostname=client.example", "-S", "from=" + login, "-s", "s-nail, PLAIN", "bob@test.example"},
 		"gsasl, SCRAM-SHA-256-PLUS":  {"gsasl", "--smtp", "--connect=127.0.0.1:" + port, "--mechanism=SCRAM-SHA-256-PLUS", "--authentication-id=" + login, "--password=" + secret, "--no-client-first", "--x509-ca-file=", "--starttls"},
 	}
