@@ -55,6 +55,8 @@ var table = []row{
 		ports: []uint16{25, 465, 587, 209}, portsIn: []string{"control/smtproutes", "control/qmtproutes"},
 		program: []string{"control/qmailremote", "QMAILREMOTE"}, memory: 2 * gigabyte},
 	{role: "keyd", reads: []string{"control", "keys"}, calls: []wall.Calls{wall.ReadFiles}, memory: gigabyte},
+	{role: "authd", reads: []string{"control", "users"}, calls: []wall.Calls{wall.ReadFiles}, memory: gigabyte},
+	{role: "checkpw", program: []string{"*"}},
 	{role: "smtpd", reads: inControl, calls: serving, start: looking, memory: 2 * gigabyte},
 	{role: "qmtpd", reads: inControl, calls: serving, start: looking, memory: 2 * gigabyte},
 	{role: "qmqpd", reads: inControl, calls: serving, start: looking, memory: 2 * gigabyte},
