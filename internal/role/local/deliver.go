@@ -120,7 +120,7 @@ func (s *site) deliver(ctx context.Context, d *delivery, out, errs io.Writer) er
 	if err != nil {
 		return err
 	}
-	lines, err := dotqmail.Parse(in.text, in.forwardOnly)
+	lines, err := in.parse()
 	if d.dry {
 		say(lines, out)
 	}
@@ -172,18 +172,49 @@ func checkHome(d *delivery, errs io.Writer) error {
 // checkLoop looks for our own Delivered-To line in the header.
 func checkLoop(d *delivery) error {
 	mine := bytes.TrimSuffix(d.deliveredTo(), []byte("\n"))
-	found, err := headerHas(d.message.body, mine)
-	if err != nil {
+	found, passed, err := headerHas(d.message.body, mine)
+	switch {
+	case err != nil:
 		return later("Unable to read message. (#4.3.0)")
-	}
-	if found {
+	case found:
 		return never("This message is looping: it already has my Delivered-To line. (#5.4.6)")
+	case passed >= maxPassed:
+		return never("This message is looping: it has too many Delivered-To lines. (#5.4.6)")
 	}
 	return nil
 }
 
-// headerHas reports whether a message's header has exactly this line.
-func headerHas(b *jobs.Body, want []byte) (bool, error) {
+const (
+	// maxPassed is how many addresses a message may have passed (RFC 5321 6.3 counts Received fields alike): a chain of them
+	// in which each forwards to two is a bomb.
+	maxPassed = 100
+	// maxForwards is how many addresses one .qmail file may forward to.
+	maxForwards = 100_000
+)
+
+// deliveredTo begins the line that each address adds.
+const deliveredTo = "Delivered-To:"
+
+// parse understands instructions as a whole.
+func (in *instructions) parse() ([]dotqmail.Line, error) {
+	lines, err := dotqmail.Parse(in.text, in.forwardOnly)
+	if err != nil {
+		return lines, err
+	}
+	forwards := 0
+	for _, l := range lines {
+		if l.Kind == dotqmail.Forward {
+			forwards++
+		}
+	}
+	if forwards > maxForwards {
+		return lines, later(fmt.Sprintf("Uh-oh: .qmail file has more than %d forwards. (#4.3.5)", maxForwards))
+	}
+	return lines, nil
+}
+
+// headerHas reports whether a message's header has exactly this line, and how many Delivered-To lines there are before it.
+func headerHas(b *jobs.Body, want []byte) (found bool, passed int, err error) {
 	if all := b.Bytes(); all != nil {
 		for len(all) > 0 {
 			var line []byte
@@ -192,28 +223,34 @@ func headerHas(b *jobs.Body, want []byte) (bool, error) {
 				break
 			}
 			if bytes.Equal(line, want) {
-				return true, nil
+				return true, passed, nil
+			}
+			if bytes.HasPrefix(line, []byte(deliveredTo)) {
+				passed++
 			}
 		}
-		return false, nil
+		return false, passed, nil
 	}
 	in := bufio.NewReaderSize(b.Reader(), 4096)
 	for whole := true; ; {
 		part, err := in.ReadSlice('\n')
 		line, ended := bytes.CutSuffix(part, []byte("\n"))
 		if err == nil && whole && len(line) == 0 {
-			return false, nil
+			return false, passed, nil
 		}
 		if whole && (ended || err == io.EOF) && bytes.Equal(line, want) {
-			return true, nil
+			return true, passed, nil
+		}
+		if whole && bytes.HasPrefix(line, []byte(deliveredTo)) {
+			passed++
 		}
 		switch err {
 		case io.EOF:
-			return false, nil
+			return false, passed, nil
 		case nil, bufio.ErrBufferFull:
 			whole = ended // what follows an over-long part is no line of its own
 		default:
-			return false, err
+			return false, passed, err
 		}
 	}
 }

@@ -44,7 +44,7 @@ func TestHeaderHas(t *testing.T) {
 	}
 	for _, tt := range tests {
 		for kind, body := range map[string]*jobs.Body{"memory": jobs.NewBody([]byte(tt.text)), "file": fileBody(t, tt.text)} {
-			if got, err := headerHas(body, []byte(mine)); got != tt.want || err != nil {
+			if got, _, err := headerHas(body, []byte(mine)); got != tt.want || err != nil {
 				t.Errorf("%s, %s: %v, %v", tt.name, kind, got, err)
 			}
 		}
@@ -59,9 +59,9 @@ func FuzzHeaderHas(f *testing.F) {
 		if line == "" || strings.Contains(line, "\n") {
 			return
 		}
-		a, _ := headerHas(jobs.NewBody([]byte(text)), []byte(line))
-		b, err := headerHas(fileBody(t, text), []byte(line))
-		if a != b || err != nil {
+		a, n, _ := headerHas(jobs.NewBody([]byte(text)), []byte(line))
+		b, m, err := headerHas(fileBody(t, text), []byte(line))
+		if a != b || n != m || err != nil {
 			t.Errorf("%q in %q: memory %v, file %v %v", line, text, a, b, err)
 		}
 	})

@@ -61,7 +61,7 @@ func (s *site) explain(d *delivery) []admin.Step {
 	if sender != d.sender {
 		steps = append(steps, admin.Step{Topic: "owner", Value: sender, Text: "the sender of what is forwarded", File: d.home + "/" + dotqmail.Owner(d.dash, d.ext)})
 	}
-	lines, err := dotqmail.Parse(in.text, in.forwardOnly)
+	lines, err := in.parse()
 	for i, l := range lines {
 		if i == maxExplained {
 			steps = append(steps, admin.Step{Topic: "more", Text: fmt.Sprintf("and %d more lines", len(lines)-i)})
