@@ -47,6 +47,7 @@ type listeners struct {
 	log      *slog.Logger
 	doors    []socket
 	sockets  []socket
+	left     map[string]*os.File // by the qmail-start before us, by service and address
 }
 
 func servicesOf(table []process) (all []string) {
@@ -87,6 +88,7 @@ func (l *listeners) open() error {
 		time.Sleep(leftover / 100)
 		_, err = l.change(wanted)
 	}
+	l.disown()
 	return err
 }
 
@@ -94,6 +96,10 @@ func (l *listeners) open() error {
 // behind it to say.
 func (l *listeners) openDoor(name string, deadline time.Time) error {
 	path := doorPath(l.home, name)
+	if f := l.take(name); f != nil {
+		l.doors = append(l.doors, socket{service: name, file: f})
+		return nil
+	}
 	for answers(path) && time.Now().Before(deadline) { // another qmail-send still has the queue
 		time.Sleep(leftover / 100)
 	}
@@ -181,7 +187,10 @@ func (l *listeners) change(wanted []socket) (added []socket, err error) {
 		if find(keep, k) {
 			continue
 		}
-		if k.file, err = bind(k.address); err != nil {
+		if k.file = l.take(k.service + " " + k.address); k.file == nil {
+			k.file, err = bind(k.address)
+		}
+		if err != nil {
 			for _, k := range added {
 				k.file.Close()
 			}

@@ -30,7 +30,8 @@ func (s *super) run(ctx context.Context, hup, stop <-chan os.Signal) int {
 			} else {
 				s.reload()
 			}
-		case <-stop:
+		case sig := <-stop:
+			s.again = sig == again
 			return s.stopAll(0)
 		case <-ctx.Done():
 			return s.stopAll(0)

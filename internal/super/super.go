@@ -6,7 +6,8 @@
 // system/env). A role that dies is started again and its partners get a new end of their link; listening
 // sockets stay here, so that nobody who connects in the meantime is refused.
 //
-// SIGHUP reads control/listen again and tells all roles to do the same with their files; SIGALRM goes on to
+// SIGUSR2, which qmail-restart sends, stops all roles in order and puts the program that is on the disk by then in our
+// place; the sockets stay open. SIGHUP reads control/listen again and tells all roles to do the same with their files; SIGALRM goes on to
 // qmail-send, which once had our place. SIGTERM and SIGINT stop the roles in order. A killed supervisor takes all roles with it (PR_SET_PDEATHSIG), so that the next
 // one finds the ports and the queue free.
 package super
@@ -47,9 +48,14 @@ func Main(ctx context.Context, e *env.Env, args []string) int {
 		log.Error("unable to look at our descriptors", "err", err)
 		return exitLater
 	}
-	hup, stop := make(chan os.Signal, 2), make(chan os.Signal, 1)
+	self, err := os.Executable() // which is not our name any more once another is in its place
+	if err != nil {
+		log.Error("unable to find our own program", "err", err)
+		return exitLater
+	}
+	hup, stop := make(chan os.Signal, 2), make(chan os.Signal, 2)
 	signal.Notify(hup, unix.SIGHUP, unix.SIGALRM)
-	signal.Notify(stop, unix.SIGTERM, unix.SIGINT)
+	signal.Notify(stop, unix.SIGTERM, unix.SIGINT, again)
 	defer signal.Stop(hup)
 	defer signal.Stop(stop)
 
@@ -59,7 +65,14 @@ func Main(ctx context.Context, e *env.Env, args []string) int {
 		return exitLater
 	}
 	defer done()
-	return s.run(ctx, hup, stop)
+	code := s.run(ctx, hup, stop)
+	if s.again && code == 0 && len(stop) == 0 {
+		log.Info("restarting", "program", self)
+		err := s.sockets.(*listeners).execute(self, e)
+		log.Error("unable to restart", "err", err)
+		code = exitLater
+	}
+	return code
 }
 
 // keepToOurselves sees to it that no role gets what our parent left open.
@@ -96,6 +109,9 @@ func prepare(e *env.Env, old classic, log *slog.Logger) (s *super, done func(), 
 	}
 	l := &listeners{home: e.Home, services: servicesOf(table), names: doorsOf(table), classic: old.on, log: log}
 	x, err := newExecutor(e, ids)
+	if left, ok := e.Lookup(inheritVariable); ok {
+		l.inherit(left)
+	}
 	undo := func() { l.close(); lock.Close() }
 	if err == nil {
 		undo = func() { l.close(); x.close(); lock.Close() }
@@ -187,6 +203,7 @@ type super struct {
 	ended     chan struct{} // closed when nobody listens to events any more
 	announced bool
 	fatal     bool // a role refuses to start at all
+	again     bool // it was told to restart
 }
 
 func newSuper(table []process, start starter, l sockets, log *slog.Logger) *super {
