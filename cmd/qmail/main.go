@@ -96,6 +96,7 @@ type program struct {
 var programs = []program{
 	{"qmail-init", home.Main, false, "make a home"},
 	{"qmail-start", super.Main, false, "run everything"},
+	{"qmail-restart", super.Restart, false, "run everything anew, as it is on the disk now, without closing the sockets"},
 	{"qmail-smtpd", smtpd.Main, true, "receive mail by SMTP"},
 	{"qmail-qmtpd", qmtpd.Main, true, "receive mail by QMTP"},
 	{"qmail-qmqpd", qmqpd.Main, true, "receive mail by QMQP from trusted machines"},
