@@ -52,6 +52,7 @@ test:
 	@scripts/tools swaks:swaks+libnet-ssleay-perl mutt:mutt s-nail:s-nail /usr/lib/git-core/git-send-email:git-email+libmailtools-perl || echo 'tests with these are skipped'
 	@scripts/tools msmtp:msmtp gsasl:gsasl+libsasl2-modules dovecot:dovecot-core || echo 'tests with these are skipped'
 	@scripts/tools smtp-source:postfix systemd-socket-activate:systemd || echo 'tests with these are skipped'
+	@scripts/tools openssl:openssl nmap:nmap || echo 'tests with these are skipped'
 	@scripts/tools mpop:mpop fetchmail:fetchmail getmail:getmail6 /usr/lib/dovecot/dovecot-lda:dovecot-core /usr/lib/dovecot/imap:dovecot-imapd || echo 'tests with these are skipped'
 	$(GO) vet ./...
 	$(GO) test -timeout 5m ./...

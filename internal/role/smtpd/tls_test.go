@@ -333,6 +333,45 @@ func TestRenegotiationIsRefused(t *testing.T) {
 	}
 }
 
+// TestACipherScan has nmap look at both doors, and lets nothing through that it does not give the best grade.
+func TestACipherScan(t *testing.T) {
+	if _, err := exec.LookPath("nmap"); err != nil {
+		t.Skip("Debian's package nmap is not installed")
+	}
+	r := startRole(t, with(fixture, "maxperclient", "1000\n"))
+	r.secure(t)
+	_, port, err := net.SplitHostPort(r.listen(t, "submissions"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, "nmap", "-Pn", "-n", "-sT", "-p", port, "--script", "+ssl-enum-ciphers", "127.0.0.1").CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	scan := string(out)
+	for _, want := range []string{"TLSv1.2", "TLSv1.3", "least strength: A\n"} {
+		if !strings.Contains(scan, want) {
+			t.Errorf("the scan does not say %q:\n%s", want, scan)
+		}
+	}
+	for _, bad := range []string{"SSLv3", "TLSv1.0", "TLSv1.1", "warnings:"} {
+		if strings.Contains(scan, bad) {
+			t.Errorf("the scan says %q:\n%s", bad, scan)
+		}
+	}
+	graded := regexp.MustCompile(`(?m)^\| +TLS_.* - ([A-Z])$`).FindAllStringSubmatch(scan, -1)
+	for _, g := range graded {
+		if g[1] != "A" {
+			t.Errorf("%s", g[0])
+		}
+	}
+	if len(graded) < 3 {
+		t.Errorf("only %d ciphers were graded:\n%s", len(graded), scan)
+	}
+}
+
 // certifier signs certificates of clients.
 type certifier struct {
 	key  *ecdsa.PrivateKey
