@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,7 +31,9 @@ type house struct {
 	home    string
 	address string // of SMTP
 	log     string
-	root    bool // in privileged mode
+	root    bool     // in privileged mode
+	binary  string   // to be run, if not this one
+	vars    []string // of its environment, besides the home
 	cmd     *exec.Cmd
 	ended   chan struct{}
 }
@@ -83,7 +86,7 @@ func (h *house) write(name, text string) {
 
 // command is this program under another name, without rights.
 func (h *house) command(argv ...string) *exec.Cmd {
-	cmd := &exec.Cmd{Path: "/proc/self/exe", Args: argv, Env: []string{"QMAILHOME=" + h.home}, Dir: "/"}
+	cmd := &exec.Cmd{Path: cmp.Or(h.binary, "/proc/self/exe"), Args: argv, Env: append(h.vars, "QMAILHOME="+h.home), Dir: "/"}
 	if os.Geteuid() == 0 && !h.root {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
 	}

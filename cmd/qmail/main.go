@@ -204,6 +204,7 @@ func run(p program, args []string) int {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", p.link, err)
 		return exitLater
 	}
+	hostile(p.link, e)
 	if walls {
 		if err := rights.Enter(p.link, args, e); err != nil {
 			e.Log(p.link).Error("cannot start: the walls cannot be built", "err", err)

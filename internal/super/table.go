@@ -36,5 +36,5 @@ var table = []process{
 	{name: "smtpd", user: "qmaild", links: []string{"authd", "keyd", "send"}, services: []string{"smtp", "submission", "submissions", "lmtp"}, stop: 0},
 	{name: "qmtpd", user: "qmaild", links: []string{"keyd", "send"}, services: []string{"qmtp", "qmtps"}, stop: 0},
 	{name: "qmqpd", user: "qmaild", links: []string{"keyd", "send"}, services: []string{"qmqp", "qmqps"}, stop: 0},
-	{name: "popup", user: "qmaild", links: []string{"keyd"}, services: []string{"pop3", "pop3s"}, stop: 0},
+	{name: "popup", user: "qmailp", links: []string{"keyd"}, services: []string{"pop3", "pop3s"}, stop: 0},
 }

@@ -7,7 +7,6 @@ package rights
 
 import (
 	"bytes"
-	"cmp"
 	"fmt"
 	"io"
 	"io/fs"
@@ -37,7 +36,7 @@ func Enter(program string, args []string, e *env.Env) error {
 	if i < 0 {
 		return fmt.Errorf("the table of rights has no %s", program)
 	}
-	have, err := table[i].rights(e)
+	have, err := table[i].rights(e, args)
 	if err != nil {
 		return err
 	}
@@ -47,7 +46,7 @@ func Enter(program string, args []string, e *env.Env) error {
 		return err
 	}
 	if i == 0 && len(lacks) > 0 { // the others lack the same
-		e.Log(program).Warn("the walls around all roles are without " + strings.Join(lacks, ", "))
+		e.Log(program).Warn("the walls around the roles are without " + strings.Join(lacks, ", "))
 	}
 	if e.Orders == nil {
 		return nil
@@ -60,7 +59,7 @@ func Enter(program string, args []string, e *env.Env) error {
 		return ready()
 	}
 	e.Orders = outgrow(e.Orders, func() bool {
-		now, err := table[i].rights(e)
+		now, err := table[i].rights(e, args)
 		return err == nil && !now.within(have)
 	}, func() { e.Log(program).Info("starting anew, since the settings ask for other rights") })
 	return nil
@@ -104,6 +103,11 @@ func (x extent) within(y extent) bool {
 			return false
 		}
 	}
+	for _, path := range x.Knock {
+		if !slices.Contains(y.Knock, path) {
+			return false
+		}
+	}
 	for _, port := range x.Connect {
 		if !slices.Contains(y.Connect, port) {
 			return false
@@ -112,8 +116,8 @@ func (x extent) within(y extent) bool {
 	return x.Programs == y.Programs
 }
 
-// rights makes a row's rights, for this home and its control files.
-func (r row) rights(e *env.Env) (extent, error) {
+// rights makes a row's rights, for this home, its control files, and a process with these arguments.
+func (r row) rights(e *env.Env, args []string) (extent, error) {
 	x := extent{files: map[string]identity{}, Rights: wall.Rights{
 		Calls: r.calls, Start: r.start, Memory: r.memory, Keep: r.caps, Connect: slices.Clone(r.ports),
 	}}
@@ -130,13 +134,16 @@ func (r row) rights(e *env.Env) (extent, error) {
 			return extent{}, err
 		}
 	}
+	for _, name := range r.knocks {
+		if path := firstLine(inHome(e, name)); path != "" {
+			x.Knock = append(x.Knock, path)
+		}
+	}
 	for _, name := range r.program {
 		x.Programs = x.Programs || r.runs(e, name)
 	}
-	for _, path := range r.except {
-		if owns(inHome(e, path)) {
-			x.Except = append(x.Except, inHome(e, path))
-		}
+	if x.Programs && len(r.except) > 0 && !around(e, args) {
+		x.Except, x.ReadOnly = ownedOf(e, r.except), ownedOf(e, settings)
 	}
 	return x, nil
 }
@@ -223,9 +230,36 @@ func (r row) runs(e *env.Env, name string) bool {
 	if !strings.Contains(name, "/") {
 		return e.Get(name) != ""
 	}
-	b, err := os.ReadFile(inHome(e, name))
+	return firstLine(inHome(e, name)) != ""
+}
+
+// firstLine is the first line of a control file, empty if there is none that can be read.
+func firstLine(path string) string {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return ""
+	}
 	line, _, _ := bytes.Cut(b, []byte("\n"))
-	return err == nil && len(bytes.TrimSpace(line)) > 0
+	return string(bytes.TrimSpace(line))
+}
+
+// around reports whether our home lies in that of the user whose qmail-local this is. Then he has to be let into all of
+// it: files are made at the top of a home, and Landlock cannot allow that there and not below.
+func around(e *env.Env, args []string) bool {
+	return len(args) > 2 && strings.HasPrefix(e.Home+"/", strings.TrimSuffix(filepath.Clean(args[2]), "/")+"/")
+}
+
+// settings are what nobody changes but the administrator.
+var settings = []string{"control", "users"}
+
+// ownedOf are those of some paths that our user may do with what it likes.
+func ownedOf(e *env.Env, paths []string) (list []string) {
+	for _, path := range paths {
+		if path = inHome(e, path); owns(path) {
+			list = append(list, path)
+		}
+	}
+	return list
 }
 
 // owns reports whether our user may do with a file what it likes.
@@ -235,5 +269,5 @@ func owns(path string) bool {
 		return false
 	}
 	st, ok := info.Sys().(*syscall.Stat_t)
-	return ok && int(st.Uid) == os.Geteuid() && cmp.Compare(st.Uid, 0) != 0
+	return ok && int(st.Uid) == os.Geteuid() && st.Uid != 0
 }

@@ -1,6 +1,8 @@
 package rights
 
 import (
+	"slices"
+
 	"golang.org/x/sys/unix"
 
 	"qmail/internal/system/wall"
@@ -18,13 +20,16 @@ type row struct {
 	portsIn []string
 	// memory bounds what it has in use, in bytes; 0 is no bound.
 	memory int64
+	// knocks are control files, each with the path of a socket that it connects to.
+	knocks []string
 	// program is a control file, or a variable of the environment, that names a program which the role runs in the place of
 	// what it does itself. "*" says that it always runs programs, the user's own among them. Where there are programs, there
 	// are neither filter nor no_new_privs, and its user is its wall.
 	program []string
 	// caps are the capabilities that it keeps, if it is root.
 	caps []uint
-	// except are what it is kept from if its user could open it: when all roles have one user.
+	// except are what it is kept from if its user could open it: when all roles have one user. Then it cannot change what
+	// is in control and users either.
 	except []string
 }
 
@@ -36,7 +41,14 @@ const (
 // dnsFile names the resolvers.
 const dnsFile = "/etc/resolv.conf"
 
+// authorities are where systems keep whom to believe about other machines' keys.
+var authorities = []string{"/etc/ssl", "/etc/pki", "/etc/ca-certificates", "/usr/share/ca-certificates", "/usr/local/share/ca-certificates"}
+
 var (
+	always = []string{"*"}
+	// ours is what nobody else has to do with.
+	ours = []string{"queue/journal", "queue/start.lock", "keys", "users/passwd"}
+
 	inControl = []string{"control"}
 	// serving is what a server for clients from the network needs: its settings. Its sockets are given to it.
 	serving = []wall.Calls{wall.ReadFiles}
@@ -48,18 +60,18 @@ var (
 var table = []row{
 	{role: "send", reads: []string{"control", "/etc/passwd", "/etc/group"}, writes: []string{"queue/journal", "queue/drop"},
 		calls: []wall.Calls{wall.ReadFiles, wall.ChangeFiles, wall.Interfaces}},
-	{role: "lspawn", program: []string{"*"}, caps: []uint{unix.CAP_SETUID, unix.CAP_SETGID}},
+	{role: "lspawn", program: always, caps: []uint{unix.CAP_SETUID, unix.CAP_SETGID, unix.CAP_KILL}},
 	{role: "resolve", reads: []string{"control", dnsFile}, calls: []wall.Calls{wall.ReadFiles, wall.TCP, wall.UDP},
 		ports: []uint16{53}, portsIn: []string{"control/resolvers"}, memory: gigabyte},
-	{role: "rspawn", reads: inControl, calls: []wall.Calls{wall.ReadFiles, wall.Interfaces, wall.TCP},
+	{role: "rspawn", reads: slices.Concat(inControl, authorities), calls: []wall.Calls{wall.ReadFiles, wall.Interfaces, wall.TCP},
 		ports: []uint16{25, 465, 587, 209}, portsIn: []string{"control/smtproutes", "control/qmtproutes"},
-		program: []string{"control/qmailremote", "QMAILREMOTE"}, memory: 2 * gigabyte},
+		program: []string{"control/qmailremote", "QMAILREMOTE"}, except: ours, memory: 2 * gigabyte},
 	{role: "keyd", reads: []string{"control", "keys"}, calls: []wall.Calls{wall.ReadFiles}, memory: gigabyte},
-	{role: "authd", reads: []string{"control", "users"}, calls: []wall.Calls{wall.ReadFiles}, memory: gigabyte},
-	{role: "checkpw", program: []string{"*"}},
+	{role: "authd", reads: []string{"control", "users"}, calls: []wall.Calls{wall.ReadFiles, wall.Knock}, knocks: []string{"control/dovecotauth"}, memory: gigabyte},
+	{role: "checkpw", program: always, caps: []uint{unix.CAP_SETUID, unix.CAP_SETGID, unix.CAP_KILL}, except: ours},
 	{role: "smtpd", reads: inControl, calls: serving, start: looking, memory: 2 * gigabyte},
 	{role: "qmtpd", reads: inControl, calls: serving, start: looking, memory: 2 * gigabyte},
 	{role: "qmqpd", reads: inControl, calls: serving, start: looking, memory: 2 * gigabyte},
-	{role: "popup", program: []string{"*"}},
-	{role: "local", program: []string{"*"}, except: []string{"queue/journal", "queue/start.lock", "keys"}},
+	{role: "popup", program: always, except: ours},
+	{role: "local", program: always, except: ours},
 }

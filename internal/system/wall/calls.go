@@ -14,8 +14,8 @@ func allowed(groups []Calls, pid int) []call {
 		{unix.SYS_PRCTL, []when{{{arg: 0, mask: ^uint32(0), is: unix.PR_SET_VMA}}}},
 		// Threads, and nothing but threads: in the same memory, with the same files and signals, and no new namespace.
 		{unix.SYS_CLONE, []when{{{arg: 0, mask: threadFlags | namespaces, is: threadFlags}}}},
-		// A limit can be looked at.
-		{unix.SYS_PRLIMIT64, []when{{{arg: 2, zero: true}}}},
+		// One's own limits can be looked at.
+		{unix.SYS_PRLIMIT64, []when{{{arg: 0, mask: ^uint32(0), is: 0}, {arg: 2, zero: true}}}},
 		{unix.SYS_FCNTL, fcntl(unix.F_GETFL, unix.F_SETFL, unix.F_GETFD, unix.F_SETFD, unix.F_DUPFD_CLOEXEC)},
 	}
 	list = append(list, always(runtimeCalls, talkCalls)...)
@@ -30,6 +30,9 @@ func allowed(groups []Calls, pid int) []call {
 			list = append(list, always([]uintptr{unix.SYS_MEMFD_CREATE})...)
 		case Pairs:
 			list = append(list, call{unix.SYS_SOCKETPAIR, []when{{family(unix.AF_UNIX)}}})
+		case Knock:
+			list = append(list, call{unix.SYS_SOCKET, []when{{family(unix.AF_UNIX), {arg: 1, mask: 0xff, is: unix.SOCK_STREAM}}}})
+			list = append(list, always([]uintptr{unix.SYS_CONNECT})...)
 		case Interfaces:
 			list = append(list, call{unix.SYS_SOCKET, []when{{family(unix.AF_NETLINK), {arg: 2, mask: ^uint32(0), is: unix.NETLINK_ROUTE}}}})
 			list = append(list, always([]uintptr{unix.SYS_BIND})...)

@@ -19,6 +19,8 @@ const (
 	Pairs Calls = "pairs"
 	// TCP is sockets of one's own, to connect with; no listening. With Landlock they reach the ports of Rights.Connect.
 	TCP Calls = "tcp"
+	// Knock is sockets of one's own to connect to others of this machine with, by their path.
+	Knock Calls = "knock"
 	// Interfaces is asking the kernel for the addresses of this machine.
 	Interfaces Calls = "interfaces"
 	// UDP is datagram sockets of one's own.

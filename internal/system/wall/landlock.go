@@ -67,15 +67,17 @@ func (r Rights) landlock() (lacks []string, err error) {
 	if r.Programs { // programs may talk to whom they like
 		attr.Handled_access_net, attr.Scoped = 0, attr.Scoped&unix.LANDLOCK_SCOPE_SIGNAL
 	}
+	rules, err := r.rules()
+	if err != nil { // the rest of it is worth having
+		attr.Handled_access_fs &= unix.LANDLOCK_ACCESS_FS_REFER // which is denied to all for whom no rule allows it
+		rules = []rule{{"/", unix.LANDLOCK_ACCESS_FS_REFER}}
+		lacks = append(lacks, "Landlock for files ("+err.Error()+")")
+	}
 	set, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, uintptr(unsafe.Pointer(&attr)), size, 0)
 	if errno != 0 {
 		return nil, fmt.Errorf("Landlock: ruleset: %w", errno)
 	}
 	defer unix.Close(int(set))
-	rules, err := r.rules()
-	if err != nil {
-		return nil, err
-	}
 	for _, x := range rules {
 		if err := allowPath(int(set), x.path, x.access&attr.Handled_access_fs); err != nil {
 			return nil, fmt.Errorf("Landlock: %s: %w", x.path, err)
@@ -124,8 +126,8 @@ type rule struct {
 }
 
 func (r Rights) rules() ([]rule, error) {
-	if len(r.Except) > 0 {
-		return around(r.Except)
+	if r.Programs {
+		return around(r.Except, r.ReadOnly)
 	}
 	var list []rule
 	for _, path := range r.Read {
@@ -133,6 +135,9 @@ func (r Rights) rules() ([]rule, error) {
 	}
 	for _, path := range r.Write {
 		list = append(list, rule{path, readFile | readDir | change})
+	}
+	for _, path := range r.Knock {
+		list = append(list, rule{path, unix.LANDLOCK_ACCESS_FS_RESOLVE_UNIX})
 	}
 	return list, nil
 }
@@ -191,43 +196,53 @@ func (r Rights) allowPorts(set int) error {
 // maxAround bounds the rules that it takes to leave something out.
 const maxAround = 4096
 
-// around returns rules for everything but the excepted directories. Landlock has no rule that takes away, so each
-// neighbour of theirs gets one, and each neighbour of the directories that they are in. Of those directories
-// themselves nothing can be listed, and nothing new made in them.
-func around(except []string) ([]rule, error) {
-	var clean []string
-	for _, path := range except {
+// looking is what may be done with what can only be read.
+const looking = readFile | readDir | unix.LANDLOCK_ACCESS_FS_EXECUTE | unix.LANDLOCK_ACCESS_FS_RESOLVE_UNIX
+
+// around returns rules for everything but what is excepted. Landlock has no rule that takes away, so each neighbour of
+// that gets one, and each neighbour of the directories that it is in. Of those directories themselves nothing can be
+// listed, and nothing new made in them.
+func around(except, readOnly []string) ([]rule, error) {
+	var hidden, kept []string
+	for i, path := range append(except[:len(except):len(except)], readOnly...) {
 		real, err := filepath.EvalSymlinks(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+		case err != nil:
 			return nil, err
+		case i < len(except):
+			hidden = append(hidden, real)
+		default:
+			kept = append(kept, real)
 		}
-		clean = append(clean, real)
 	}
 	var list []rule
-	err := walkAround("/", clean, &list)
+	err := walkAround("/", ^uint64(0), hidden, kept, &list)
 	return list, err
 }
 
-func walkAround(dir string, except []string, list *[]rule) error {
+// walkAround adds rules for what is in a directory that itself can have none. access is what they allow.
+func walkAround(dir string, access uint64, hidden, kept []string, list *[]rule) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
-		path := filepath.Join(dir, e.Name())
+		path, allow := filepath.Join(dir, e.Name()), access
+		if slices.Contains(kept, path) {
+			allow = looking
+		}
+		below := func(x string) bool { return strings.HasPrefix(x, path+"/") }
 		switch {
-		case slices.Contains(except, path) || e.Type()&fs.ModeSymlink != 0: // what a link leads to has a rule of its own
-		case slices.ContainsFunc(except, func(x string) bool { return strings.HasPrefix(x, path+"/") }):
-			if err := walkAround(path, except, list); err != nil {
+		case slices.Contains(hidden, path) || e.Type()&fs.ModeSymlink != 0: // what a link leads to has a rule of its own
+		case slices.ContainsFunc(hidden, below) || slices.ContainsFunc(kept, below):
+			if err := walkAround(path, allow, hidden, kept, list); err != nil {
 				return err
 			}
 		case len(*list) >= maxAround:
 			return errors.New("there are too many files around what is to be left out")
 		default:
-			*list = append(*list, rule{path, ^uint64(0)})
+			*list = append(*list, rule{path, allow})
 		}
 	}
 	return nil

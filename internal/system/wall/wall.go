@@ -25,6 +25,9 @@ type Rights struct {
 	// Write are directories in which it may read, make, change, rename and remove files. Directories may be made there,
 	// sockets and devices may not.
 	Write []string
+	// Knock are sockets in the file system that it may connect to, if its calls let it; kernels before version 9 of
+	// Landlock do not ask.
+	Knock []string
 	// Calls are the groups of system calls that it needs besides Runtime and Talk.
 	Calls []Calls
 	// Start are groups that it needs besides until it says, with Narrow, that it has begun.
@@ -40,9 +43,10 @@ type Rights struct {
 	Programs bool
 	// Keep are the capabilities of a process that is root. One that is not has none.
 	Keep []uint
-	// Except, for a process with Programs that has no right to be kept from these by its user: directories that it shall
-	// not open although it may open all others. It costs the programs what setuid would give them.
-	Except []string
+	// Except, for a process with Programs whose user does not keep it from them, are files and directories that it shall
+	// not open although it may open all others; those of ReadOnly it may read. It costs the programs what setuid would give
+	// them.
+	Except, ReadOnly []string
 }
 
 // Mode says what becomes of a forbidden system call.
@@ -84,7 +88,7 @@ func Enter(r Rights, mode Mode) (lacks []string, err error) {
 	if err := dropCapabilities(r.Keep); err != nil {
 		return nil, err
 	}
-	if r.Programs && len(r.Except) == 0 {
+	if r.Programs && len(r.Except)+len(r.ReadOnly) == 0 {
 		return nil, nil
 	}
 	if err := everywhere(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0); err != nil {
