@@ -1,7 +1,6 @@
 package send
 
 import (
-	"strings"
 	"time"
 
 	"qmail/internal/format/address"
@@ -61,6 +60,6 @@ func (a *allowance) left(name string, limit float64, now time.Time) float64 {
 // mayTell says whether a sender may be told of one more success.
 func (c *core) mayTell(sender string) bool {
 	sender = address.Lower(sender)
-	_, domain, _ := strings.Cut(sender, "@")
+	_, domain, _ := address.Split(sender)
 	return c.notices.take(c.now(), map[string]float64{sender: noticesPerAddress, "@" + domain: noticesPerDomain})
 }

@@ -39,6 +39,9 @@ func TestWhatASenderIsToldIsBounded(t *testing.T) {
 	if got := told(5000, func(i int) string { return fmt.Sprintf("u%d@two.example", i) }); got != noticesPerDomain {
 		t.Errorf("%d notices to one domain", got)
 	}
+	if got := told(5000, func(i int) string { return fmt.Sprintf("u@v%d@three.example", i) }); got != noticesPerDomain {
+		t.Errorf("%d notices to one domain by local parts with an @", got)
+	}
 	told(3*maxAllowances, func(i int) string { return fmt.Sprintf("u@d%d.example", i) })
 	if len(c.notices.spent) > maxAllowances {
 		t.Errorf("%d names are remembered", len(c.notices.spent))
