@@ -273,8 +273,18 @@ func TestChangedKeysAreToldToAllWhoHaveAUseForThem(t *testing.T) {
 	if list := s.list(); len(list) != 0 {
 		t.Errorf("%d are left", len(list))
 	}
-	if _, err := old.Signer.Sign(nil, digest[:], crypto.SHA256); !errors.Is(err, ErrRefused) {
-		t.Errorf("a key that is gone: %v", err)
+	if _, err := old.Signer.Sign(nil, digest[:], crypto.SHA256); err != nil {
+		t.Errorf("who has begun with the key of a moment ago: %v", err)
+	}
+	now := time.Now()
+	if s.server.find(one.ID, now.Add(fadeTime-time.Second)) == nil || s.server.find(one.ID, now.Add(2*fadeTime)) != nil {
+		t.Error("a key that was taken away does not go, or goes too soon")
+	}
+	s.server.mu.Lock()
+	s.server.fade(now.Add(2 * fadeTime))
+	s.server.mu.Unlock()
+	if len(s.server.gone) != 0 {
+		t.Errorf("%d keys are kept for nothing", len(s.server.gone))
 	}
 }
 

@@ -33,7 +33,8 @@ type Server struct {
 
 	mu    sync.Mutex
 	keys  map[ID]*Key
-	list  []Key // in the order in which it is sent
+	gone  map[ID]fading // keys of earlier lists
+	list  []Key         // in the order in which it is sent
 	peers map[*peer]struct{}
 }
 
@@ -43,6 +44,15 @@ type peer struct {
 	conn   *ipc.Conn
 	tokens bucket
 }
+
+// fading is a key that was taken away a moment ago. Handshakes that have begun with it may still end.
+type fading struct {
+	key   *Key
+	until time.Time
+}
+
+// fadeTime is how long such a key still signs: longer than handshakes take.
+const fadeTime = time.Minute
 
 // maxAtOnce bounds the signatures that are in the making for one peer. More wait in its socket.
 const maxAtOnce = 64
@@ -54,7 +64,7 @@ const (
 	cannot   = "that cannot be signed"
 )
 
-// Replace changes the keys, and lets all peers know. What is signed at the moment is signed with the old ones.
+// Replace changes the keys, and lets all peers know. Who has begun with an old one can end with it.
 func (v *Server) Replace(list []Key) {
 	keys := make(map[ID]*Key, len(list))
 	for i := range list {
@@ -62,10 +72,39 @@ func (v *Server) Replace(list []Key) {
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	v.fade(time.Now())
 	v.list, v.keys = list, keys
 	for p := range v.peers {
 		v.publish(p)
 	}
+}
+
+// fade lets the keys of now become those of before. The lock is held.
+func (v *Server) fade(now time.Time) {
+	if v.gone == nil {
+		v.gone = map[ID]fading{}
+	}
+	for id, f := range v.gone {
+		if now.After(f.until) {
+			delete(v.gone, id)
+		}
+	}
+	for id, k := range v.keys {
+		v.gone[id] = fading{k, now.Add(fadeTime)}
+	}
+}
+
+// find returns a key, also one that is fading.
+func (v *Server) find(id ID, now time.Time) *Key {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if k := v.keys[id]; k != nil {
+		return k
+	}
+	if f, ok := v.gone[id]; ok && now.Before(f.until) {
+		return f.key
+	}
+	return nil
 }
 
 // publish sends the public halves that a peer has a use for. The lock is held, so that lists come in order; Post does
@@ -137,13 +176,12 @@ func (v *Server) admit(p *peer, f ipc.Frame) (*Key, request, string) {
 	if f.Kind != kindSign || f.File != nil || err != nil {
 		return nil, r, badAsk
 	}
-	v.mu.Lock()
-	k := v.keys[r.id]
-	v.mu.Unlock()
+	now := time.Now()
+	k := v.find(r.id, now)
 	switch {
 	case k == nil || !p.may(k.Use):
 		return nil, r, notYours
-	case !p.tokens.take(time.Now()):
+	case !p.tokens.take(now):
 		return nil, r, tooMuch
 	}
 	return k, r, ""
