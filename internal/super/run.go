@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"qmail/internal/system/env"
 	"qmail/internal/system/ipc"
 )
@@ -31,7 +33,12 @@ func (s *super) run(ctx context.Context, hup, stop <-chan os.Signal) int {
 				s.reload()
 			}
 		case sig := <-stop:
-			s.again = sig == again
+			if s.again = sig == again; s.again {
+				if err := unix.Access(s.program, unix.X_OK); err != nil {
+					s.log.Error("will not restart", "program", s.program, "err", err)
+					break
+				}
+			}
 			return s.stopAll(0)
 		case <-ctx.Done():
 			return s.stopAll(0)

@@ -65,6 +65,7 @@ func Main(ctx context.Context, e *env.Env, args []string) int {
 		return exitLater
 	}
 	defer done()
+	s.program = self
 	code := s.run(ctx, hup, stop)
 	if s.again && code == 0 && len(stop) == 0 {
 		log.Info("restarting", "program", self)
@@ -202,8 +203,9 @@ type super struct {
 	events    chan event
 	ended     chan struct{} // closed when nobody listens to events any more
 	announced bool
-	fatal     bool // a role refuses to start at all
-	again     bool // it was told to restart
+	fatal     bool   // a role refuses to start at all
+	again     bool   // it was told to restart
+	program   string // what it executes then
 }
 
 func newSuper(table []process, start starter, l sockets, log *slog.Logger) *super {
