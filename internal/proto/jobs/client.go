@@ -87,11 +87,15 @@ func (c *Client) Start(number uint32, j *Job) error {
 	c.mu.Unlock()
 	var space [512]byte
 	err := c.conn.SendSoon(kindJob, number, j.append(space[:0]))
-	if err != nil {
-		c.mu.Lock()
-		delete(c.running, number)
-		c.mu.Unlock()
+	if err == nil {
+		return nil
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, ours := c.running[number]; !ours {
+		return nil // Gone tells, and nobody is to hear of a job twice
+	}
+	delete(c.running, number)
 	return err
 }
 
