@@ -103,6 +103,8 @@ torture: build
 bench: build
 	$(GO) build -trimpath -buildvcs=false -o $(BIN)/bench ./cmd/bench
 	$(BIN)/bench -install $(BENCHFLAGS)
+	@echo 'TLS handshakes with the key in the server, and in qmail-keyd:'
+	@$(GO) test -run '^$$' -bench Handshakes -benchtime 3s ./internal/role/keyd
 
 clean:
 	rm -rf $(BIN)
