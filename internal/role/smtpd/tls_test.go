@@ -15,6 +15,7 @@ import (
 	"io"
 	"math/big"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -330,6 +331,50 @@ func TestRenegotiationIsRefused(t *testing.T) {
 	io.WriteString(in, "R\n")
 	if err := <-ended; err == nil {
 		t.Errorf("openssl is content:\n%s", &said)
+	}
+}
+
+// TestOneConnectionWithAKeyOfItsOwn: what serves one connection reads what it can, as the TLS patches do.
+func TestOneConnectionWithAKeyOfItsOwn(t *testing.T) {
+	home := makeHome(t, fixture)
+	text, err := keys.SelfSigned("mx.test.example", time.Now(), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(keys.Classic(home), text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	q := &fakeQueue{}
+	served := make(chan int, 1)
+	go func() {
+		conn, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		e := testEnv(home, "TCPREMOTEIP=192.0.2.7")
+		served <- single(t.Context(), e, conn, q, e.Log("qmail-smtpd"), netip.AddrPort{}, netip.AddrPort{})
+	}()
+	raw, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer raw.Close()
+	raw.SetDeadline(time.Now().Add(20 * time.Second))
+	c := &talk{t, raw}
+	c.hello()
+	c.startTLS(anyServer())
+	c.expect("250", "EHLO x\r\n", 1)
+	c.expect("354", toData, 3)
+	c.expect("250", "x\r\n.\r\n", 1)
+	c.expect("221", "QUIT\r\n", 1)
+	if code := <-served; code != 0 || len(q.queued) != 1 || !strings.Contains(q.queued[0].message, " with ESMTPS (TLS 1.3) ") {
+		t.Errorf("exit %d, %q", code, q.queued)
 	}
 }
 
