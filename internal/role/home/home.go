@@ -78,7 +78,7 @@ func parse(e *env.Env, args []string, root bool) (*plan, error) {
 		flags.PrintDefaults()
 	}
 	flags.StringVar(&p.home, "home", p.home, "make the home in `DIR`")
-	flags.Var(&listen, "listen", "listen at `SERVICE=ADDRESS:PORT`, such as smtp=127.0.0.1:2525; services are smtp, qmtp, qmqp and pop3; may be given several times")
+	flags.Var(&listen, "listen", "listen at `SERVICE=ADDRESS:PORT`, such as smtp=127.0.0.1:2525; services are smtp, submission, submissions, lmtp, qmtp, qmtps, qmqp, qmqps, pop3 and pop3s; may be given several times")
 	flags.Var(&users, "user", "give `NAME` a Maildir below mail/ (not as root); may be given several times")
 	flags.StringVar(&p.postmaster, "postmaster", "", "forward the mail for postmaster to `ADDRESS`")
 	if err := flags.Parse(args); err != nil {

@@ -28,7 +28,8 @@ import (
 const (
 	maxFile  = 256 << 10 // of a PEM file
 	maxChain = 60 << 10  // of its certificates, as they are sent to clients
-	maxPairs = 1000      // files that are looked at
+	maxPairs = 500       // files that are looked at
+	maxTotal = 3 << 20   // of all chains: every server gets them, and they travel at once
 	leastRSA = 2048      // bits
 	mostRSA  = 8192
 )
@@ -63,8 +64,17 @@ func Load(home string) (pairs []Pair, troubles []Trouble, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	total := 0
 	for _, name := range names {
 		p, err := read(home, name)
+		if err == nil {
+			for _, der := range p.Chain {
+				total += len(der)
+			}
+			if total > maxTotal {
+				err = errTotal
+			}
+		}
 		if err != nil {
 			troubles = append(troubles, Trouble{name, err})
 			continue
@@ -80,6 +90,8 @@ func Load(home string) (pairs []Pair, troubles []Trouble, err error) {
 	}
 	return pairs, troubles, nil
 }
+
+var errTotal = fmt.Errorf("the certificates before it have %d bytes already, which is all that there may be", maxTotal)
 
 // list returns the names for which there is a key.
 func list(dir string) ([]string, error) {

@@ -8,6 +8,7 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/pem"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -137,6 +138,24 @@ func TestADirectoryThatIsNoFileIsNoKey(t *testing.T) {
 	pairs, troubles, err := Load(home)
 	if err != nil || len(pairs) != 0 || len(troubles) != 2 {
 		t.Errorf("%v %v %v", pairs, troubles, err)
+	}
+}
+
+func TestCertificatesHaveABoundAltogether(t *testing.T) {
+	chain, key := pemOf(t, "a.example")
+	files := map[string]string{}
+	for i := range 80 {
+		files[fmt.Sprintf("keys/%02d.pem", i)] = key + strings.Repeat(chain, 130)
+	}
+	pairs, troubles, err := Load(makeHome(t, files))
+	if err != nil || len(pairs) == 0 || len(troubles) == 0 || len(pairs)+len(troubles) != 80 || troubles[0].Err != errTotal {
+		t.Errorf("%d pairs, %d troubles, %v", len(pairs), len(troubles), err)
+	}
+	for i := range maxPairs {
+		files[fmt.Sprintf("keys/x%d.pem", i)] = ""
+	}
+	if _, _, err := Load(makeHome(t, files)); err == nil {
+		t.Error("any number of files is looked at")
 	}
 }
 
