@@ -104,11 +104,12 @@ type block struct {
 	seen    queue.ID       // the highest id that it accepts
 	written time.Time
 	serial  uint64 // as read
+	durable uint64 // as read: the last block that was known to be, by then
 	sum     hash   // as read
 }
 
 // header makes what stands before the entries, and the new end of the chain.
-func (b *block) header(serial uint64, chain hash) ([]byte, hash) {
+func (b *block) header(serial, durable uint64, chain hash) ([]byte, hash) {
 	h := make([]byte, 0, blockHeader)
 	h = append(h, blockMagic...)
 	h = le.AppendUint32(h, uint32(len(b.entries)))
@@ -117,7 +118,7 @@ func (b *block) header(serial uint64, chain hash) ([]byte, hash) {
 	h = le.AppendUint64(h, uint64(b.at.Offset))
 	h = le.AppendUint64(h, uint64(b.time))
 	h = le.AppendUint32(h, uint32(b.count))
-	h = le.AppendUint32(h, 0)
+	h = le.AppendUint32(h, uint32(serial-1-durable))
 	sum := chainSum(chain, h, b.entries)
 	return append(h, sum[:]...), sum
 }
@@ -133,13 +134,14 @@ func chainSum(chain hash, head, entries []byte) (sum hash) {
 
 // parseBlock reads a block's header; the entries are not there yet. size is theirs.
 func parseBlock(b []byte) (k block, size int, ok bool) {
-	if len(b) < blockHeader || string(b[:4]) != blockMagic || le.Uint32(b[44:]) != 0 {
+	if len(b) < blockHeader || string(b[:4]) != blockMagic {
 		return k, 0, false
 	}
 	k.serial = le.Uint64(b[8:])
 	k.at = queue.Position{Segment: le.Uint64(b[16:]), Offset: int64(le.Uint64(b[24:]))}
 	k.time = int64(le.Uint64(b[32:]))
 	k.count = int(le.Uint32(b[40:]))
+	k.durable = k.serial - 1 - uint64(le.Uint32(b[44:]))
 	copy(k.sum[:], b[48:])
 	size = int(le.Uint32(b[4:]))
 	return k, size, size <= maxBlock

@@ -120,30 +120,49 @@ func (l *Ledger) Begin(live func(queue.ID) bool) (queue.Position, error) {
 		if errors.Is(err, errHeader) { // it was never written to
 			continue
 		}
-		if err == nil { // whoever wrote it may have died before its sync; from now on it counts
-			err = syncFile(l.disk, files[i])
-		}
 		if err != nil {
 			return at, err
 		}
 		at = tail.at
 		if l.last.number == 0 { // the newest, which may have no block yet
-			l.chain, l.kept, l.seen = tail.chain, tail.chain, tail.seen
-			l.serial, l.keptUpTo = tail.serial, tail.serial
-			l.last = mark{files[i], tail.end}
+			if err := l.resume(files[i], tail); err != nil {
+				return at, err
+			}
 		}
+	}
+	if len(l.unsynced) > 0 {
+		l.wake <- struct{}{}
 	}
 	l.looked = l.opt.Now()
 	go l.run()
 	return at, nil
 }
 
-func syncFile(d disk.FS, number uint64) error {
-	f, err := d.OpenWrite(fileName(number))
+// resume goes on after the file of another life. Of its last blocks nobody knows whether they are durable, and a sync now
+// might say so although an earlier one has failed: they are written again, into the next file.
+func (l *Ledger) resume(number uint64, t tail) error {
+	l.seen = t.seen
+	l.last = mark{number, headerSize}
+	h, err := readHeader(l.disk, number)
 	if err != nil {
 		return err
 	}
-	return errors.Join(f.Sync(), f.Close(), d.SyncDir(Dir))
+	durable := max(t.durable, h.serial)
+	l.chain, l.serial = sumOf(h.append(nil)), h.serial
+	_, _, err = blocks(l.disk, number, 0, true, func(b *block) error {
+		if b.serial > durable {
+			again := *b
+			again.entries = slices.Clone(b.entries)
+			again.written = l.opt.Now()
+			l.unsynced = append(l.unsynced, again)
+			return nil
+		}
+		l.chain, l.serial = b.sum, b.serial
+		l.last.end += blockHeader + int64(len(b.entries))
+		return nil
+	})
+	l.kept, l.keptUpTo = l.chain, l.serial
+	return err
 }
 
 // Accepted implements queue.Account.
@@ -304,7 +323,7 @@ func (l *Ledger) put(b block) error {
 
 // append writes one block at the end of the file.
 func (l *Ledger) append(b block) error {
-	head, sum := b.header(l.serial+1, l.chain)
+	head, sum := b.header(l.serial+1, l.keptUpTo, l.chain)
 	size := int64(len(head) + len(b.entries))
 	if l.end+size > l.room {
 		if err := l.file.Allocate(l.end + size + reserve); err == nil {
@@ -337,35 +356,62 @@ func (l *Ledger) create() error {
 	} else if !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	f, err := l.disk.Create(fileName(number), 0o600)
+	now := l.opt.Now()
+	f, err := l.begun(number, now)
 	if err != nil {
+		l.file, l.serial, l.chain = nil, l.keptUpTo, l.kept
+		if f != nil {
+			f.Close()
+		}
+		l.disk.Remove(newName) // else the next try does
 		return err
 	}
-	l.files = append(l.files, number)
-	now := l.opt.Now()
-	h := header{number: number, made: now.UnixNano(), previous: l.last, chain: l.kept, serial: l.keptUpTo, seen: l.seen}
-	b := h.append(nil)
-	if _, err = f.WriteAt(b, 0); err == nil {
-		err = f.Sync()
-	}
+	err = l.disk.Rename(newName, fileName(number))
 	if err == nil {
 		err = l.disk.SyncDir(Dir)
 	}
 	if err != nil {
+		l.file, l.serial, l.chain = nil, l.keptUpTo, l.kept
 		f.Close()
-		return err // the number is used up, and what has no good header is not there
+		l.disk.Remove(newName) // whichever it is called
+		l.disk.Remove(fileName(number))
+		return err
 	}
-	l.file, l.number, l.made = f, number, now
-	l.end, l.synced, l.room = headerSize, headerSize, headerSize
-	l.serial, l.chain, l.kept = l.keptUpTo, sumOf(b), sumOf(b)
-	l.last = mark{number, headerSize}
-	for _, b := range l.unsynced {
-		if err := l.append(b); err != nil {
-			l.abandon()
-			return err
+	l.files = append(l.files, number)
+	l.number, l.made = number, now
+	l.synced, l.kept, l.keptUpTo, l.unsynced = l.end, l.chain, l.serial, nil
+	l.last = mark{number, l.end}
+	return nil
+}
+
+// newName is a file that has no number yet.
+const newName = Dir + "/new"
+
+// begun writes the beginning of a file, with all that has to be said again, and syncs it: before it has its name, the file
+// before it has not ended.
+func (l *Ledger) begun(number uint64, now time.Time) (disk.File, error) {
+	f, err := l.disk.Create(newName, 0o600)
+	if errors.Is(err, fs.ErrExist) { // left by a crash
+		if err = l.disk.Remove(newName); err == nil {
+			f, err = l.disk.Create(newName, 0o600)
 		}
 	}
-	return nil
+	if err != nil {
+		return nil, err
+	}
+	h := header{number: number, made: now.UnixNano(), previous: l.last, chain: l.kept, serial: l.keptUpTo, seen: l.seen}
+	b := h.append(nil)
+	if _, err := f.WriteAt(b, 0); err != nil {
+		return f, err
+	}
+	l.file, l.end, l.room = f, headerSize, headerSize
+	l.serial, l.chain = l.keptUpTo, sumOf(b)
+	for _, b := range l.unsynced {
+		if err := l.append(b); err != nil {
+			return f, err
+		}
+	}
+	return f, f.Sync()
 }
 
 // abandon gives up a file after a failure: it ends where the last good sync left it.
@@ -377,8 +423,11 @@ func (l *Ledger) abandon() {
 
 // sync makes what was written durable. l.io is held.
 func (l *Ledger) sync() error {
-	if l.file == nil || len(l.unsynced) == 0 {
+	if len(l.unsynced) == 0 {
 		return nil
+	}
+	if l.file == nil {
+		return l.create() // which syncs
 	}
 	if err := l.file.Sync(); err != nil {
 		l.abandon()

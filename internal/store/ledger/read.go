@@ -83,13 +83,14 @@ func (s *source) bytes(off int64, n int) ([]byte, error) {
 
 // tail is the end of a file as far as it is whole.
 type tail struct {
-	at     queue.Position
-	chain  hash
-	serial uint64
-	seen   queue.ID
-	end    int64
-	more   bool // something that looks like a block is behind it
-	whole  bool // and there the file ends, as it does after an orderly end
+	at      queue.Position
+	chain   hash
+	serial  uint64
+	durable uint64 // the last block that is known to be
+	seen    queue.ID
+	end     int64
+	more    bool // something that looks like a block is behind it
+	whole   bool // and there the file ends, as it does after an orderly end
 }
 
 // blocks calls f with the blocks of a file, in order, up to limit if that is positive, as long as each belongs to the one
@@ -119,7 +120,7 @@ func blocks(d disk.FS, number uint64, limit int64, checked bool, f func(*block) 
 			t.more, t.whole = true, err == nil && length == t.end+size
 			break
 		}
-		t.chain, t.serial, t.at = k.sum, k.serial, k.at
+		t.chain, t.serial, t.durable, t.at = k.sum, k.serial, k.durable, k.at
 		t.end += size
 		if err := f(&k); err != nil {
 			return h, t, err
