@@ -135,7 +135,13 @@ func injected(t *testing.T, s *server, call string, nth int, do func()) bool {
 	}
 	do()
 	cmd.Process.Signal(syscall.SIGTERM) // it lets go
-	<-ended
+	select {
+	case <-ended:
+	case <-time.After(5 * time.Second): // or waits for a thread that is no more
+		cmd.Process.Kill()
+		<-ended
+		syscall.Kill(pids[0], syscall.SIGCONT) // should it have been stopped to be let go
+	}
 	text, err := os.ReadFile(log)
 	return err == nil && bytes.Contains(text, []byte("(INJECTED)"))
 }
