@@ -14,6 +14,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"qmail/internal/vectors"
 )
 
 // inPrivate says that a test runs in a mount namespace of its own.
@@ -83,15 +85,8 @@ func TestAsRootEachRoleIsItsOwnUser(t *testing.T) {
 func ownEtc(t *testing.T) {
 	t.Helper()
 	layer := t.TempDir()
-	for _, err := range []error{
-		unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
-		unix.Mount("tmpfs", layer, "tmpfs", 0, ""),
-		os.Mkdir(layer+"/upper", 0o755), os.Mkdir(layer+"/work", 0o755),
-		unix.Mount("overlay", "/etc", "overlay", 0, "lowerdir=/etc,upperdir="+layer+"/upper,workdir="+layer+"/work"),
-	} {
-		if err != nil {
-			t.Skip("no /etc of our own: ", err)
-		}
+	if err := vectors.OwnEtc(layer); err != nil {
+		t.Skip(err)
 	}
 	t.Cleanup(func() {
 		for _, path := range []string{"/etc", layer} {

@@ -79,7 +79,7 @@ func TestRealClients(t *testing.T) {
 					must(t, os.Lchown(path, reader, reader))
 				}
 			}
-			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 			defer cancel()
 			// A directory listed while Dovecot renames in it may lack a name: what one session does not see is there
 			// for the next, as with any two readers of a maildir.
