@@ -22,6 +22,13 @@ func TestControlFilesThatCannotBeUsedAreNamedAndNothingStarts(t *testing.T) {
 			return errors.Join(os.Remove(filepath.Join(h.home, "control/rcpthosts")), os.Mkdir(filepath.Join(h.home, "control/rcpthosts"), 0o755))
 		}, "/control/rcpthosts: not a regular file"},
 		{"a malformed route", func(h *house) error { h.write("control/smtproutes", "far.example:127.0.0.1:notaport\n"); return nil }, "/control/smtproutes: line 1: "},
+		{"a virtual domain without a colon", func(h *house) error {
+			h.write("control/virtualdomains", "# ours\nvirt.example:alice\nlost.example\n")
+			return nil
+		}, `/control/virtualdomains:3: "lost.example" has no colon`},
+		{"a host with a blank", func(h *house) error { h.write("control/locals", "test.example\n here.example\n"); return nil }, `/control/locals:2: " here.example" holds blanks`},
+		{"a host with a control character", func(h *house) error { h.write("control/percenthack", "a.example\r\n"); return nil }, `/control/percenthack:1: "a.example\r" holds`},
+		{"a number that is none", func(h *house) error { h.write("control/concurrencylocal", "many\n"); return nil }, `/control/concurrencylocal:1: "many" is no number`},
 		{"nothing that says what is local", func(h *house) error {
 			return errors.Join(os.Remove(filepath.Join(h.home, "control/me")), os.Remove(filepath.Join(h.home, "control/locals")))
 		}, "neither control/locals nor control/me"},

@@ -1,10 +1,12 @@
 package send
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/user"
 	"strconv"
+	"strings"
 	"time"
 
 	"qmail/internal/proto/enqueue"
@@ -32,7 +34,7 @@ const maxConcurrency = 4000
 // maxSeconds bounds times, so that they can be added to others.
 const maxSeconds = 1 << 33
 
-// ReadConfig reads the control files of a home. The error names the file.
+// ReadConfig reads the control files of a home. The error names the file, and the line if one is malformed.
 func ReadConfig(home string) (*Config, error) {
 	r := reader{dir: control.Open(home)}
 	c := &Config{
@@ -76,14 +78,45 @@ func (r *reader) lineOrMe(name string) string {
 	return v
 }
 
-func (r *reader) list(name string) ([]string, bool) {
-	v, ok, err := r.dir.List(name)
+// list reads a list whose lines must please check.
+func (r *reader) list(name string, check func(line string) error) ([]string, bool) {
+	entries, ok, err := r.dir.Entries(name)
 	r.keep(name, err)
-	return v, ok
+	var list []string
+	for _, e := range entries {
+		if err := check(e.Text); err != nil && r.err == nil {
+			r.err = fmt.Errorf("%s:%d: %q %w", r.dir.Path(name), e.Number, e.Text, err)
+		}
+		list = append(list, e.Text)
+	}
+	return list, ok
+}
+
+var (
+	errNoHost  = errors.New("holds blanks or control characters, which no host name has")
+	errNoColon = errors.New("has no colon")
+)
+
+// hostLine refuses what can be no host name, and so would never count though somebody meant it to.
+func hostLine(line string) error {
+	for i := 0; i < len(line); i++ {
+		if line[i] <= ' ' || line[i] == 0x7f {
+			return errNoHost
+		}
+	}
+	return nil
+}
+
+// virtualLine is hostLine for host:prefix.
+func virtualLine(line string) error {
+	if !strings.Contains(line, ":") {
+		return errNoColon
+	}
+	return hostLine(line)
 }
 
 func (r *reader) routes() *route.Table {
-	locals, ok := r.list("locals")
+	locals, ok := r.list("locals", hostLine)
 	if !ok {
 		me, present, err := r.dir.Line("me")
 		r.keep("me", err)
@@ -92,8 +125,8 @@ func (r *reader) routes() *route.Table {
 		}
 		locals = []string{me}
 	}
-	virtual, _ := r.list("virtualdomains")
-	percent, _ := r.list("percenthack")
+	virtual, _ := r.list("virtualdomains", virtualLine)
+	percent, _ := r.list("percenthack", hostLine)
 	return &route.Table{
 		Locals:   control.NewSet(locals),
 		Virtual:  control.NewMap(virtual),
@@ -129,6 +162,11 @@ func (r *reader) qsbmf() bool {
 func (r *reader) number(name string, otherwise int64) int64 {
 	v, err := r.dir.Int(name, otherwise)
 	r.keep(name, err)
+	if line, present, err := r.dir.Line(name); err == nil && present && line != "" && r.err == nil {
+		if _, ok := control.ScanInt(line); !ok {
+			r.err = fmt.Errorf("%s:1: %q is no number", r.dir.Path(name), line)
+		}
+	}
 	return v
 }
 

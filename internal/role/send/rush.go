@@ -17,7 +17,7 @@ const (
 	rushWindow = 10 * time.Millisecond
 	rushCount  = 10
 	// rushLongest is the longest wait. As long a time without one follows.
-	rushLongest = 300 * time.Millisecond
+	rushLongest = 500 * time.Millisecond
 )
 
 // arrived counts a message.

@@ -177,7 +177,7 @@ func (s *state) line(text string) string {
 	}
 	if s.Form == control.Number {
 		if _, ok := control.ScanInt(text); !ok {
-			return "is no number, so the default counts: " + s.Default
+			return "is no number; who does not refuse it takes the default: " + s.Default
 		}
 		if strings.Trim(text, "0123456789") != "" {
 			return "something follows the number"

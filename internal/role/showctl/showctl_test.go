@@ -65,7 +65,7 @@ func TestEverythingIsWell(t *testing.T) {
 func TestWhatIsOdd(t *testing.T) {
 	tests := []struct{ name, file, text, want string }{
 		{"a file that nobody reads", "badrcpto", "x\n", "\nbadrcpto: I have no idea what this file does.\n"},
-		{"a number that is none", "databytes", "many\n", "line 1: is no number, so the default counts: 0"},
+		{"a number that is none", "databytes", "many\n", "line 1: is no number; who does not refuse it takes the default: 0"},
 		{"an empty number", "databytes", "", ""},
 		{"more than a number", "databytes", "10k\n", "line 1: something follows the number"},
 		{"more than a line", "me", "mx.example\nother\n", "line 2: only the first line counts"},
