@@ -23,7 +23,6 @@ type network struct {
 	blocked  map[netip.Addr]time.Time // until then nothing goes to or comes from there
 	dialled  map[netip.Addr]uint64
 	refusing map[netip.Addr]time.Time
-	closed   bool
 }
 
 func newNetwork(s *sim) *network {
@@ -120,16 +119,6 @@ func (n *network) call(from netip.Addr) (*end, error) {
 	n.backlog = append(n.backlog, b)
 	n.arrived.Broadcast()
 	return a, nil
-}
-
-// hangUp drops those who wait for a machine without power.
-func (n *network) hangUp() {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	for _, e := range n.backlog {
-		e.cut(true)
-	}
-	n.backlog = nil
 }
 
 // listener is the machine's socket in the hands of one process.

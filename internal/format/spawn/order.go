@@ -39,9 +39,6 @@ type Order struct {
 	Sender, Recipient string
 }
 
-// errLong is a field beyond its limit.
-var errLong = errors.New("spawn: field too long")
-
 // ReadOrder takes one order. An order that nobody could carry out has a report that says why. The error is io.EOF where no
 // order begins, and io.ErrUnexpectedEOF within one.
 func ReadOrder(r *bufio.Reader) (o Order, report string, err error) {

@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -55,7 +56,7 @@ func home(t *testing.T, running bool) string {
 
 func call(home string, args ...string) (code int, out, errs string) {
 	var o, e bytes.Buffer
-	code = Main(nil, &env.Env{Home: home, Stdout: &o, Stderr: &e, Now: time.Now}, args)
+	code = Main(context.Background(), &env.Env{Home: home, Stdout: &o, Stderr: &e, Now: time.Now}, args)
 	return code, o.String(), e.String()
 }
 

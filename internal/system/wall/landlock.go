@@ -75,12 +75,12 @@ func (r Rights) landlock() (lacks []string, err error) {
 	}
 	set, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, uintptr(unsafe.Pointer(&attr)), size, 0)
 	if errno != 0 {
-		return nil, fmt.Errorf("Landlock: ruleset: %w", errno)
+		return nil, fmt.Errorf("landlock: ruleset: %w", errno)
 	}
 	defer unix.Close(int(set))
 	for _, x := range rules {
 		if err := allowPath(int(set), x.path, x.access&attr.Handled_access_fs); err != nil {
-			return nil, fmt.Errorf("Landlock: %s: %w", x.path, err)
+			return nil, fmt.Errorf("landlock: %s: %w", x.path, err)
 		}
 	}
 	if attr.Handled_access_net != 0 {
@@ -89,7 +89,7 @@ func (r Rights) landlock() (lacks []string, err error) {
 		}
 	}
 	if err := everywhere(unix.SYS_LANDLOCK_RESTRICT_SELF, set, 0, 0); err != nil {
-		return nil, fmt.Errorf("Landlock: %w", err)
+		return nil, fmt.Errorf("landlock: %w", err)
 	}
 	return lacks, nil
 }
@@ -187,7 +187,7 @@ func (r Rights) allowPorts(set int) error {
 	for _, p := range list {
 		_, _, errno := unix.Syscall6(unix.SYS_LANDLOCK_ADD_RULE, uintptr(set), rulePort, uintptr(unsafe.Pointer(&p)), 0, 0, 0)
 		if errno != 0 {
-			return fmt.Errorf("Landlock: port %d: %w", p.port, errno)
+			return fmt.Errorf("landlock: port %d: %w", p.port, errno)
 		}
 	}
 	return nil
