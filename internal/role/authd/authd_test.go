@@ -85,13 +85,20 @@ func ask(r *role, from checker.Who, login, password string) checker.Answer {
 	return r.Begin("smtpd", from, sasl.Plain).Next(context.Background(), []byte("\x00"+login+"\x00"+password))
 }
 
+// linkTo does what an order of the supervisor does.
+func linkTo(t *testing.T, r *role, name string, link *ipc.Conn) {
+	orders := make(chan env.Order)
+	go r.keeper().Obey(t.Context(), orders)
+	orders <- env.Order{Kind: env.Link, Name: name, Link: link}
+}
+
 func TestEachMechanismOverALink(t *testing.T) {
 	r, log := newTestRole(t, map[string]string{"users/passwd": user(t, "Alice@test.example", true) + user(t, "bob", true)})
 	ours, theirs, err := ipc.LocalPair()
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.connect(t.Context(), "smtpd", theirs)
+	linkTo(t, r, "smtpd", theirs)
 	var agent checker.Agent
 	agent.Connect(ours)
 	defer agent.Connect(nil)
@@ -184,7 +191,7 @@ func TestWhoMayNotAskIsNotAnswered(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.connect(t.Context(), "qmtpd", theirs)
+	linkTo(t, r, "qmtpd", theirs)
 	if _, err := ours.Read(); err == nil {
 		t.Error("a role without rights keeps its link")
 	}

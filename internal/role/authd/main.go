@@ -20,7 +20,6 @@ import (
 	"log/slog"
 	"runtime"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -59,8 +58,10 @@ func Main(ctx context.Context, e *env.Env, args []string) int {
 	if err := e.Ready(); err != nil {
 		r.log.Warn("unable to report to the supervisor", "err", err)
 	}
-	r.obey(ctx)
-	r.peers.Wait()
+	k := r.keeper()
+	k.Obey(ctx, e.Orders)
+	r.helper.Connect(nil)
+	k.Wait()
 	return 0
 }
 
@@ -74,19 +75,17 @@ type role struct {
 	work     chan struct{} // a token for each hash that is being computed
 	waiting  atomic.Int64  // for one
 	secret   []byte        // of made-up users, where users/passwd has none
-	links    map[string]*ipc.Conn
-	peers    sync.WaitGroup
 
 	book    atomic.Pointer[passwd.Book]
 	dovecot atomic.Pointer[string]   // the path of its socket
 	program atomic.Bool              // there is a control/checkpassword
 	allowed atomic.Pointer[[]string] // the mechanisms of control/authmechanisms; empty for all
-	stamp   passwd.Stamp             // of the book; obey's
+	stamp   passwd.Stamp             // of the book; load's
 	bad     string                   // the last trouble with it, which is logged once
 }
 
 func newRole(e *env.Env) *role {
-	r := &role{env: e, log: e.Log("qmail-authd"), links: map[string]*ipc.Conn{}, secret: make([]byte, 32)}
+	r := &role{env: e, log: e.Log("qmail-authd"), secret: make([]byte, 32)}
 	rand.Read(r.secret)
 	r.refusals = serve.NewRefusals(r.log)
 	r.server.Backend = r
@@ -156,51 +155,17 @@ func (r *role) readMechanisms(dir control.Dir) error {
 	return nil
 }
 
-// obey carries out orders until one says stop.
-func (r *role) obey(ctx context.Context) {
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
-	ticker := time.NewTicker(lookTime)
-	defer ticker.Stop()
-	for {
-		select {
-		case o, ok := <-r.env.Orders:
-			switch {
-			case !ok || o.Kind == env.Stop:
-				r.helper.Connect(nil)
-				return
-			case o.Kind == env.Reload:
-				r.load(true)
-			case o.Kind == env.Listen:
-				o.Listener.Close()
-			case o.Kind == env.Link:
-				r.connect(ctx, o.Name, o.Link)
-			}
-		case <-ticker.C:
-			r.load(false)
-		case <-ctx.Done():
-			return
-		}
+func (r *role) keeper() *serve.Keeper {
+	return &serve.Keeper{
+		Log: r.log, Admit: r.admit, Helpers: map[string]func(*ipc.Conn){helper: r.helper.Connect},
+		Reload: func() { r.load(true) }, Tick: func() { r.load(false) }, Every: lookTime,
 	}
 }
 
-// connect serves a role over a new link; one from before is of no use any more.
-func (r *role) connect(ctx context.Context, name string, link *ipc.Conn) {
-	if name == helper {
-		r.helper.Connect(link)
-		return
-	}
+// admit is serve.Keeper's.
+func (r *role) admit(name string) func(context.Context, *ipc.Conn) {
 	if services[name] == nil {
-		r.log.Warn("a link to a role that has no rights here", "role", name)
-		link.Close()
-		return
+		return nil
 	}
-	if old := r.links[name]; old != nil {
-		old.Close()
-	}
-	r.links[name] = link
-	r.peers.Go(func() {
-		defer link.Close()
-		r.server.Serve(ctx, link, name) // why it ended is the other's to know: we get a new link
-	})
+	return func(ctx context.Context, link *ipc.Conn) { r.server.Serve(ctx, link, name) }
 }

@@ -24,6 +24,7 @@ import (
 	"qmail/internal/system/child"
 	"qmail/internal/system/env"
 	"qmail/internal/system/ipc"
+	"qmail/internal/system/serve"
 )
 
 const (
@@ -50,21 +51,20 @@ func Main(ctx context.Context, e *env.Env, args []string) int {
 	if err := e.Ready(); err != nil {
 		r.log.Warn("unable to report to the supervisor", "err", err)
 	}
-	r.obey(ctx)
-	r.serving.Wait()
+	k := serve.Keeper{Log: r.log, Admit: r.admit, Reload: r.read}
+	k.Obey(ctx, e.Orders)
+	k.Wait()
 	return 0
 }
 
 type role struct {
-	env     *env.Env
-	log     *slog.Logger
-	server  checker.Server
-	slots   chan struct{}
-	serving sync.WaitGroup
+	env    *env.Env
+	log    *slog.Logger
+	server checker.Server
+	slots  chan struct{}
 
 	mu   sync.Mutex
 	argv []string // the program; nil if there is none
-	link *ipc.Conn
 }
 
 // read takes the program from control/checkpassword. With trouble it is what it was before.
@@ -92,33 +92,12 @@ func (r *role) program() []string {
 	return r.argv
 }
 
-// obey carries out orders until one says stop.
-func (r *role) obey(ctx context.Context) {
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
-	for {
-		select {
-		case o, ok := <-r.env.Orders:
-			switch {
-			case !ok || o.Kind == env.Stop:
-				return
-			case o.Kind == env.Reload:
-				r.read()
-			case o.Kind == env.Listen:
-				o.Listener.Close()
-			case o.Kind == env.Link && o.Name != asker:
-				o.Link.Close()
-			case o.Kind == env.Link:
-				if r.link != nil {
-					r.link.Close()
-				}
-				r.link = o.Link
-				r.serving.Go(func() { r.server.Serve(ctx, o.Link, asker) }) // why it ended is the other's to know
-			}
-		case <-ctx.Done():
-			return
-		}
+// admit is serve.Keeper's.
+func (r *role) admit(name string) func(context.Context, *ipc.Conn) {
+	if name != asker {
+		return nil
 	}
+	return func(ctx context.Context, link *ipc.Conn) { r.server.Serve(ctx, link, asker) }
 }
 
 // Mechanisms is checker.Backend.

@@ -98,7 +98,7 @@ func BenchmarkHandshakes(b *testing.B) {
 		b.Run(where, func(b *testing.B) {
 			v := &secure.Server{Settings: func() secure.Settings { return secure.Settings{Time: time.Minute} }}
 			v.Use(ways[where])
-			address := serve(b, v)
+			address := listen(b, v)
 			b.SetParallelism(16)
 			b.RunParallel(func(pb *testing.PB) {
 				for pb.Next() {
@@ -115,7 +115,7 @@ func BenchmarkHandshakes(b *testing.B) {
 	}
 }
 
-func serve(b *testing.B, v *secure.Server) (address string) {
+func listen(b *testing.B, v *secure.Server) (address string) {
 	b.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -18,6 +18,7 @@ import (
 	"qmail/internal/store/keys"
 	"qmail/internal/system/env"
 	"qmail/internal/system/ipc"
+	"qmail/internal/system/serve"
 )
 
 // Servers may show who we are to clients. One makes a signature for each handshake, so that the rate bounds
@@ -51,8 +52,9 @@ func Main(ctx context.Context, e *env.Env, args []string) int {
 	if err := e.Ready(); err != nil {
 		r.log.Warn("unable to report to the supervisor", "err", err)
 	}
-	r.obey(ctx)
-	r.peers.Wait()
+	k := serve.Keeper{Log: r.log, Admit: r.admit, Reload: r.load, Tick: r.warn, Every: checkTime}
+	k.Obey(ctx, e.Orders)
+	k.Wait()
 	return 0
 }
 
@@ -62,66 +64,23 @@ type role struct {
 	server keyd.Server
 	pairs  map[string]keys.Pair // what is in use, by name
 	told   map[string]int       // by certificate: the days left when the log was told
-	links  map[string]*ipc.Conn
-	peers  sync.WaitGroup
 	notes  notes
 }
 
 func newRole(e *env.Env) *role {
-	r := &role{env: e, log: e.Log("qmail-keyd"), pairs: map[string]keys.Pair{}, told: map[string]int{}, links: map[string]*ipc.Conn{}}
+	r := &role{env: e, log: e.Log("qmail-keyd"), pairs: map[string]keys.Pair{}, told: map[string]int{}}
 	r.notes.log = r.log
 	r.server.Note = r.notes.note
 	return r
 }
 
-// obey carries out orders until one says stop.
-func (r *role) obey(ctx context.Context) {
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
-	ticker := time.NewTicker(checkTime)
-	defer ticker.Stop()
-	for {
-		select {
-		case o, ok := <-r.env.Orders:
-			if !ok || o.Kind == env.Stop {
-				return
-			}
-			r.order(ctx, o)
-		case <-ticker.C:
-			r.warn()
-		case <-ctx.Done():
-			return
-		}
-	}
-}
-
-func (r *role) order(ctx context.Context, o env.Order) {
-	switch o.Kind {
-	case env.Link:
-		r.connect(ctx, o.Name, o.Link)
-	case env.Reload:
-		r.load()
-	case env.Listen:
-		o.Listener.Close()
-	}
-}
-
-// connect serves a role over a new link; one from before is of no use any more.
-func (r *role) connect(ctx context.Context, name string, link *ipc.Conn) {
+// admit is serve.Keeper's.
+func (r *role) admit(name string) func(context.Context, *ipc.Conn) {
 	rights, known := rightsOf(name)
 	if !known {
-		r.log.Warn("a link to a role that has no rights here", "role", name)
-		link.Close()
-		return
+		return nil
 	}
-	if old := r.links[name]; old != nil {
-		old.Close()
-	}
-	r.links[name] = link
-	r.peers.Go(func() {
-		defer link.Close()
-		r.server.Serve(ctx, link, name, rights) // why it ended is the other's to know: we get a new link
-	})
+	return func(ctx context.Context, link *ipc.Conn) { r.server.Serve(ctx, link, name, rights) }
 }
 
 // load reads the files. A pair that cannot be used is what it was before.
