@@ -5,39 +5,23 @@ package serialqmtp
 import (
 	"context"
 	"fmt"
-	"time"
 
-	"qmail/internal/format/getopt"
 	"qmail/internal/proto/qmtp/client"
 	"qmail/internal/proto/serial"
 	"qmail/internal/system/env"
 )
 
-const (
-	exitUsage = 100
-	exitLater = 111
-	timeout   = 1200 * time.Second
-)
+const program = "serialqmtp"
 
 // Main runs the role and returns its exit code.
 func Main(_ context.Context, e *env.Env, args []string) int {
-	options, args, err := getopt.Parse(args, "c:")
-	if err != nil || len(args) != 1 {
-		fmt.Fprintln(e.Stderr, "serialqmtp: usage: serialqmtp [ -c host:port ] prefix")
-		return exitUsage
+	conn, args, code := serial.Open(e, program, args, "prefix")
+	if conn == nil {
+		return code
 	}
-	address := ""
-	for _, o := range options {
-		address = o.Arg
-	}
-	conn, err := serial.Connect(address)
-	if err != nil {
-		fmt.Fprintf(e.Stderr, "serialqmtp: fatal: unable to connect: %v\n", err)
-		return exitLater
-	}
-	c := client.New(conn, timeout)
+	c := client.New(conn, serial.Timeout)
 	defer c.Close()
-	err = serial.Serve(e.Stdin, e.Stdout, args[0], func(m *serial.Message) string {
+	return serial.Run(e, program, args[0], func(m *serial.Message) string {
 		result := c.Send(&client.Message{Sender: m.Sender, Recipients: []string{m.Recipient}, Rest: m.Body, Size: m.Size})
 		switch {
 		case len(result.Answers) == 1:
@@ -47,9 +31,4 @@ func Main(_ context.Context, e *env.Env, args []string) int {
 		}
 		return fmt.Sprintf("Zmessage not sent: %v", result.Err)
 	})
-	if err != nil {
-		fmt.Fprintf(e.Stderr, "serialqmtp: fatal: %v\n", err)
-		return exitLater
-	}
-	return 0
 }

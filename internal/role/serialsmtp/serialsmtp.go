@@ -4,45 +4,27 @@ package serialsmtp
 
 import (
 	"context"
-	"fmt"
 	"strings"
-	"time"
 
-	"qmail/internal/format/getopt"
 	"qmail/internal/proto/serial"
 	"qmail/internal/proto/smtp/client"
 	"qmail/internal/system/env"
 )
 
-const (
-	exitUsage = 100
-	exitLater = 111
-	timeout   = 1200 * time.Second
-)
+const program = "serialsmtp"
 
 // Main runs the role and returns its exit code.
 func Main(_ context.Context, e *env.Env, args []string) int {
-	options, args, err := getopt.Parse(args, "c:")
-	if err != nil || len(args) != 2 {
-		fmt.Fprintln(e.Stderr, "serialsmtp: usage: serialsmtp [ -c host:port ] prefix helohost")
-		return exitUsage
+	conn, args, code := serial.Open(e, program, args, "prefix", "helohost")
+	if conn == nil {
+		return code
 	}
-	address := ""
-	for _, o := range options {
-		address = o.Arg
-	}
-	conn, err := serial.Connect(address)
-	if err != nil {
-		fmt.Fprintf(e.Stderr, "serialsmtp: fatal: unable to connect: %v\n", err)
-		return exitLater
-	}
-	c := client.New(conn, client.Options{Hello: args[1], Timeout: timeout})
+	c := client.New(conn, client.Options{Hello: args[1], Timeout: serial.Timeout})
 	defer c.Quit()
 	if r := c.Hello(); r.Letter != 0 {
-		fmt.Fprintf(e.Stderr, "serialsmtp: fatal: %s\n", strings.TrimSuffix(r.Text, "\n"))
-		return exitLater
+		return serial.Fatal(e, program, strings.TrimSuffix(r.Text, "\n"))
 	}
-	err = serial.Serve(e.Stdin, e.Stdout, args[0], func(m *serial.Message) string {
+	return serial.Run(e, program, args[0], func(m *serial.Message) string {
 		if !c.Usable() {
 			return "Zconnection has ended"
 		}
@@ -51,9 +33,4 @@ func Main(_ context.Context, e *env.Env, args []string) int {
 		})
 		return result.Of(0)
 	})
-	if err != nil {
-		fmt.Fprintf(e.Stderr, "serialsmtp: fatal: %v\n", err)
-		return exitLater
-	}
-	return 0
 }
