@@ -182,9 +182,10 @@ func (r *run) dial() {
 		r.fatal = err
 		return
 	}
-	var s poll.Source = &session{run: r, fd: fd, last: time.Now(), at: connecting, owes: 1}
+	w := wire{run: r, fd: fd, last: time.Now()}
+	var s poll.Source = &session{wire: w, at: connecting, owes: 1}
 	if r.packet != nil {
-		s = &packets{run: r, fd: fd, last: time.Now()}
+		s = &packets{wire: w}
 	}
 	if err = r.loop.Add(fd, s); err == nil {
 		err = r.loop.Want(fd, true)

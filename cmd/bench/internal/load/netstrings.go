@@ -41,15 +41,10 @@ func request(protocol, from string, to []string, body []byte) ([]byte, error) {
 // packets is a session of QMTP or QMQP: requests go out, and for each a number of answers comes back. A QMQP session
 // has one request.
 type packets struct {
-	run     *run
-	fd      int
-	last    time.Time
-	in, out []byte
-	waits   bool // for room to write
-	open    bool
-	owed    int // answers
-	done    int // answers to the oldest request
-	ended   bool
+	wire
+	open bool
+	owed int // answers
+	done int // answers to the oldest request
 }
 
 func (s *packets) Tick(now time.Time) {
@@ -138,23 +133,8 @@ func (s *packets) take(b []byte) {
 }
 
 func (s *packets) flush() {
-	if s.ended || len(s.out) == 0 && !s.waits {
-		return
-	}
-	n := 0
-	if len(s.out) > 0 {
-		var err error
-		if n, err = poll.Write(s.fd, s.out); err != nil {
-			s.fail(err.Error())
-			return
-		}
-	}
-	s.out = s.out[:copy(s.out, s.out[n:])]
-	if waits := len(s.out) > 0; waits != s.waits {
-		s.waits = waits
-		if err := s.run.loop.Want(s.fd, waits); err != nil {
-			s.fail(err.Error())
-		}
+	if err := s.write(); err != nil {
+		s.fail(err.Error())
 	}
 }
 
@@ -164,17 +144,4 @@ func (s *packets) fail(reason string) {
 		s.run.failed(reason)
 	}
 	s.end()
-}
-
-// end closes the session and lets another take its place.
-func (s *packets) end() {
-	if s.ended {
-		return
-	}
-	s.ended = true
-	s.run.loop.Drop(s.fd)
-	s.run.open--
-	if s.run.fatal == nil {
-		s.run.dial()
-	}
 }

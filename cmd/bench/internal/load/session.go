@@ -29,18 +29,11 @@ const maxReply = 64 << 10
 
 // session is one connection. With Pipeline several replies may be owed at once; they come in the order of stages.
 type session struct {
-	run  *run
-	fd   int
+	wire
 	at   stage
-	last time.Time
-
-	in    []byte // unread replies
-	out   []byte
-	waits bool // for room to write
-	n     int  // recipients answered
-	rcpt  [][]byte
-	owes  int // messages taken and not yet answered: this one, and the next when its group has been sent already
-	ended bool
+	n    int // recipients answered
+	rcpt [][]byte
+	owes int // messages taken and not yet answered: this one, and the next when its group has been sent already
 }
 
 func (s *session) Tick(now time.Time) {
@@ -200,25 +193,9 @@ func (s *session) say(at stage, line string) {
 	s.out = append(s.out, line...)
 }
 
-// flush writes what can be written now; the loop says when the rest can.
 func (s *session) flush() {
-	if len(s.out) == 0 && !s.waits {
-		return
-	}
-	n := 0
-	if len(s.out) > 0 {
-		var err error
-		if n, err = poll.Write(s.fd, s.out); err != nil {
-			s.fail(stageName[s.at] + ": " + err.Error())
-			return
-		}
-	}
-	s.out = s.out[:copy(s.out, s.out[n:])]
-	if waits := len(s.out) > 0; waits != s.waits {
-		s.waits = waits
-		if err := s.run.loop.Want(s.fd, waits); err != nil {
-			s.fail(err.Error())
-		}
+	if err := s.write(); err != nil {
+		s.fail(stageName[s.at] + ": " + err.Error())
 	}
 }
 
@@ -233,17 +210,4 @@ func (s *session) fail(reason string) {
 		s.run.failed(reason)
 	}
 	s.end()
-}
-
-// end closes the session and lets another take its place.
-func (s *session) end() {
-	if s.ended {
-		return
-	}
-	s.ended = true
-	s.run.loop.Drop(s.fd)
-	s.run.open--
-	if s.run.fatal == nil {
-		s.run.dial()
-	}
 }
