@@ -159,15 +159,18 @@ func (r *reader) qsbmf() bool {
 	return false
 }
 
+// number reads the digits that a line begins with; an empty line is no number, and no mistake.
 func (r *reader) number(name string, otherwise int64) int64 {
-	v, err := r.dir.Int(name, otherwise)
+	line, present, err := r.dir.Line(name)
 	r.keep(name, err)
-	if line, present, err := r.dir.Line(name); err == nil && present && line != "" && r.err == nil {
-		if _, ok := control.ScanInt(line); !ok {
-			r.err = fmt.Errorf("%s:1: %q is no number", r.dir.Path(name), line)
-		}
+	if !present || line == "" {
+		return otherwise
 	}
-	return v
+	n, ok := control.ScanInt(line)
+	if !ok && r.err == nil {
+		r.err = fmt.Errorf("%s:1: %q is no number", r.dir.Path(name), line)
+	}
+	return n
 }
 
 // identity says how the injectors of a home are to be named in Received lines.
